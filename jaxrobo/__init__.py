@@ -1,0 +1,1 @@
+"""jaxrobo: robot learning in JAX."""

@@ -1,0 +1,252 @@
+"""The native engine: MuJoCo's C engine on all CPU threads, called from inside jit."""
+
+import collections
+import contextlib
+import copy
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco.batch import Batch
+
+from jaxrobo.physics._callback import host_call
+from jaxrobo.physics.types import DERIVED, INPUTS, Physics, PhysicsState
+
+_VEL = int(mujoco.mjtStage.mjSTAGE_VEL)
+_EVOLVING = ("time", "qpos", "qvel", "act", "qacc_warmstart")
+_WRITTEN = (*_EVOLVING, *INPUTS, "eq_active")
+_MAX_IDLE_KINDS = 16
+
+CONSTANTS = (
+    "body_subtreemass",
+    "body_invweight0",
+    "dof_invweight0",
+    "dof_M0",
+    "tendon_length0",
+    "tendon_invweight0",
+    "actuator_length0",
+    "actuator_acc0",
+)
+"""Model fields that `mj_setConst` derives from others and that the dynamics read."""
+
+
+class NativePhysics(Physics):
+    """MuJoCo's C engine. A batch of simulations is one multi-threaded call, wherever `vmap` is applied.
+
+    Every call writes the whole state, so results don't depend on history, on the number of threads or
+    on the size of the batch. Programs that contain it are skipped by JAX's persistent compilation cache
+    and can't be differentiated.
+    """
+
+    engine = "native"
+
+    def __init__(self, mj_model: mujoco.MjModel, threads: int | None = None) -> None:
+        """Prepares the engine.
+
+        Args:
+          mj_model: the model.
+          threads: CPU threads a call uses; the cores divided by the number of JAX devices if None.
+
+        Raises:
+          ValueError: if `threads` isn't positive, or the model has a feature that isn't supported.
+        """
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        super().__init__(mj_model)
+        self._pool = _BatchPool(self.mj_model, threads)
+        _log_warnings()
+
+    def _check_supported(self) -> None:
+        m = self.mj_model
+        lacking = {"actuator or sensor delays": m.nhistory, "plugins": m.nplugin, "flexes": m.nflex}
+        if found := [name for name, count in lacking.items() if count]:
+            raise ValueError(f"the native engine doesn't support {', '.join(found)}")
+
+    def _forward(self, state: PhysicsState) -> dict[str, jax.Array]:
+        written = self._nonempty(_WRITTEN, state)
+        names = tuple(written) + tuple(state.model)
+        derived = self._derived_outputs(state)
+        fn = self._host_forward(names, tuple(derived))
+        out = host_call(fn, [*derived.values()], *written.values(), *state.model.values())
+        return dict(zip(derived, out, strict=True))
+
+    def _advance(
+        self, state: PhysicsState, inputs: dict[str, jax.Array], substeps: int, record: bool
+    ) -> tuple[PhysicsState, jax.Array | None]:
+        written = self._nonempty(_WRITTEN, state) | {k: v for k, v in inputs.items() if v.size}
+        stepped = tuple(k for k, v in inputs.items() if v.ndim > getattr(state, k).ndim and v.size)
+        evolving = self._nonempty(_EVOLVING, state)
+        outputs = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in evolving.items()}
+        outputs |= self._derived_outputs(state)
+        if record:
+            shape = (substeps, self.mj_model.nsensordata)
+            outputs["record"] = jax.ShapeDtypeStruct(shape, state.qpos.dtype)
+        names = tuple(written) + tuple(state.model)
+        fn = self._host_step(names, stepped, tuple(outputs), substeps)
+        out = host_call(fn, [*outputs.values()], *written.values(), *state.model.values())
+        new = dict(zip(outputs, out, strict=True))
+        sensors = new.pop("record", None)
+        return state.replace(**new), sensors
+
+    def _derive_constants(self, model: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        fields = self._constant_fields(tuple(model))
+        if not fields:
+            return {}
+        dtype = jnp.result_type(float)
+        outs = [jax.ShapeDtypeStruct(self._model_field(k).shape, dtype) for k in fields]
+        fn = self._host_set_const(tuple(model), fields)
+        return dict(zip(fields, host_call(fn, outs, *model.values()), strict=True))
+
+    def _nonempty(self, names: tuple[str, ...], state: PhysicsState) -> dict[str, jax.Array]:
+        return {k: v for k in names if (v := getattr(state, k)).size}
+
+    def _derived_outputs(self, state: PhysicsState) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = self._derived_shapes()
+        return {
+            k: jax.ShapeDtypeStruct(shapes[k], state.qpos.dtype) for k in DERIVED if np.prod(shapes[k])
+        }
+
+    # The host functions are cached so that equal calls are the same object to JAX.
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - an engine lives as long as its programs
+    def _host_forward(self, names: tuple[str, ...], outputs: tuple[str, ...]) -> Callable:
+        def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+            with self._pool.lend(len(arrays[0]), self._varied(names)) as batch:
+                for name, value in zip(names, arrays, strict=True):
+                    _slot(batch, name)[...] = value
+                bound = [batch.bind(name) for name in outputs]
+                batch.forward(stage=_VEL)
+                dtype = arrays[0].dtype
+                return tuple(
+                    _like(b, dtype, self._derived_shapes()[k])
+                    for k, b in zip(outputs, bound, strict=True)
+                )
+
+        return forward
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019
+    def _host_step(
+        self, names: tuple[str, ...], stepped: tuple[str, ...], outputs: tuple[str, ...], substeps: int
+    ) -> Callable:
+        record = "record" in outputs
+        one_call = not stepped and not record
+        shapes = self._derived_shapes()
+
+        def step(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+            n, dtype = len(arrays[0]), arrays[0].dtype
+            rows = dict(zip(names, arrays, strict=True))
+            with self._pool.lend(n, self._varied(names)) as batch:
+                for name in names:
+                    if name not in stepped:
+                        _slot(batch, name)[...] = rows[name]
+                bound = {k: batch.bind(k) for k in outputs if k != "record"}
+                if one_call:
+                    batch.step(nstep=substeps, stage=_VEL)
+                else:
+                    sensors = batch.bind("sensordata") if record else None
+                    trace = np.empty((n, substeps, self.mj_model.nsensordata), dtype)
+                    for i in range(substeps):
+                        for name in stepped:
+                            batch.bind(name)[...] = rows[name][:, i]
+                        current = record or i == substeps - 1
+                        batch.step(nstep=1, stage=_VEL if current else 0)
+                        if record:
+                            trace[:, i] = sensors
+                    if record:
+                        bound["record"] = trace
+                return tuple(_like(bound[k], dtype, shapes.get(k)) for k in outputs)
+
+        return step
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019
+    def _host_set_const(self, names: tuple[str, ...], fields: tuple[str, ...]) -> Callable:
+        def set_const(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+            # A Batch of its own: set_const expands every constant it derives.
+            batch = Batch(self.mj_model, len(arrays[0]), self._pool.threads())
+            for name, value in zip(names, arrays, strict=True):
+                batch.expand(name)[...] = value
+            batch.set_const()
+            return tuple(np.array(batch.expand(k), np.float64) for k in fields)
+
+        return set_const
+
+    @staticmethod
+    def _varied(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(k for k in names if k not in _WRITTEN)
+
+    def _constant_fields(self, varied: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(varied) & {*mujoco.MjModel._setconst_inputs}:
+            return ()
+        return tuple(k for k in CONSTANTS if getattr(self.mj_model, k).size)
+
+
+class _BatchPool:
+    """Lends a `Batch` to one caller at a time: shared between threads, a Batch corrupts results."""
+
+    def __init__(self, mj_model: mujoco.MjModel, threads: int | None) -> None:
+        self._mj_model = mj_model
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._free: collections.OrderedDict[tuple, list[Batch]] = collections.OrderedDict()
+
+    def threads(self) -> int:
+        """Threads of one call: with several devices, as many calls run at once."""
+        return self._threads or max(1, _cores() // jax.local_device_count())
+
+    @contextlib.contextmanager
+    def lend(self, n: int, varied: tuple[str, ...]) -> Iterator[Batch]:
+        """A Batch of `n` simulations with the model fields `varied` expanded, for this caller alone."""
+        key = (n, varied)
+        with self._lock:
+            idle = self._free.get(key)
+            batch = idle.pop() if idle else None
+        if batch is None:
+            batch = Batch(_without_shortcuts(self._mj_model, varied), n, self.threads())
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverged float64 may not fit a float32
+            yield batch  # an exception drops the Batch
+        with self._lock:
+            self._free.setdefault(key, []).append(batch)
+            self._free.move_to_end(key)
+            while len(self._free) > _MAX_IDLE_KINDS:
+                self._free.popitem(last=False)
+
+
+def _slot(batch: Batch, name: str) -> np.ndarray:
+    return batch.bind(name) if name in _WRITTEN else batch.expand(name)
+
+
+def _like(bound: np.ndarray, dtype: np.dtype, shape: tuple[int, ...] | None) -> np.ndarray:
+    copied = bound.astype(dtype)
+    return copied if shape is None else copied.reshape(len(copied), *shape)
+
+
+def _without_shortcuts(mj_model: mujoco.MjModel, varied: tuple[str, ...]) -> mujoco.MjModel:
+    """A model whose "same frame as the body" flags don't hide the poses that vary."""
+    hidden = [(kind, f"{kind}_{f}") for kind in ("geom", "site") for f in ("pos", "quat")]
+    hidden += [("body", "body_ipos"), ("body", "body_iquat")]
+    kinds = {kind for kind, field in hidden if field in varied}
+    if not kinds:
+        return mj_model
+    model = copy.copy(mj_model)
+    for kind in kinds:
+        getattr(model, f"{kind}_sameframe")[:] = 0
+    if "body" in kinds:
+        model.body_simple[:] = 0
+        model.dof_simplenum[:] = 0
+    return model
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _log_warnings() -> None:
+    """Sends MuJoCo's warnings to `logging`, not to a file in the user's folder; once."""
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(logging.getLogger("mujoco").info)
