@@ -1,0 +1,1 @@
+"""The reacher family: arms that reach for goal after goal."""

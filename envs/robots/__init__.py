@@ -1,0 +1,1 @@
+"""Robots: MJCF with primitive collision geometry, a loader, and constants."""

@@ -1,0 +1,53 @@
+"""Running mean and variance of a stream of samples."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class RunningStats:
+    """Mean and variance of everything seen so far.
+
+    Attributes:
+      count: samples seen. []
+      mean: the shape of a sample.
+      var: population variance; the shape of a sample.
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+
+def init_stats(shape: tuple[int, ...]) -> RunningStats:
+    """Nothing seen yet: mean 0, variance 1."""
+    return RunningStats(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+
+def update_stats(stats: RunningStats, batch: jax.Array) -> RunningStats:
+    """Adds a batch `[n, *shape]` (Chan et al. 1983, the parallel form of Welford's algorithm)."""
+    n = batch.shape[0]
+    mean, var = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
+    count = stats.count + n
+    share = n / count
+    delta = mean - stats.mean
+    return RunningStats(
+        count,
+        stats.mean + delta * share,
+        stats.var * (1 - share) + var * share + jnp.square(delta) * share * (1 - share),
+    )
+
+
+def normalise(stats: RunningStats, x: jax.Array, clip: float = 10.0) -> jax.Array:
+    """Zero mean and unit variance, clipped to +-`clip`."""
+    return jnp.clip((x - stats.mean) / _std(stats), -clip, clip)
+
+
+def denormalise(stats: RunningStats, x: jax.Array) -> jax.Array:
+    """The inverse of `normalise`, where that doesn't clip."""
+    return x * _std(stats) + stats.mean
+
+
+def _std(stats: RunningStats) -> jax.Array:
+    return jnp.sqrt(stats.var + 1e-5)

@@ -1,0 +1,92 @@
+"""Multi-layer perceptrons, and the Gaussian actor-critic made of them."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobo.env import Observation, Spec
+
+_ACTIVATIONS = {"elu": nn.elu, "relu": nn.relu, "tanh": nn.tanh, "swish": nn.swish, "gelu": nn.gelu}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation function of a name. Raises ValueError if there is none."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; valid: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def flatten_observation(spec: Spec | dict[str, Spec], observation: Observation) -> jax.Array:
+    """Concatenates an observation's entries, in the order of their names, into one vector `[n]`.
+
+    Raises:
+      ValueError: if an entry isn't of kind "state": points and images need another encoder.
+    """
+    specs = spec if isinstance(spec, dict) else {"observation": spec}
+    values = observation if isinstance(observation, dict) else {"observation": observation}
+    for name, entry in specs.items():
+        if entry.kind != "state":
+            raise ValueError(f"an MLP reads observations of kind 'state'; {name!r} is {entry.kind!r}")
+    return jnp.concatenate([values[k].reshape(-1) for k in sorted(specs)])
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation between them; `[..., n]` -> `[..., sizes[-1]]`.
+
+    Attributes:
+      sizes: the width of each layer.
+      activation: name of the activation.
+      activate_final: whether the last layer has one too.
+      final_scale: gain of the last layer's initial weights.
+    """
+
+    sizes: Sequence[int]
+    activation: str = "elu"
+    activate_final: bool = False
+    final_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the layers."""
+        for i, size in enumerate(self.sizes):
+            last = i == len(self.sizes) - 1
+            scale = self.final_scale if last and not self.activate_final else np.sqrt(2)
+            x = nn.Dense(size, kernel_init=nn.initializers.orthogonal(scale))(x)
+            if not last or self.activate_final:
+                x = activation(self.activation)(x)
+        return x
+
+
+class ActorCritic(nn.Module):
+    """A Gaussian policy and a value, on one trunk or on two.
+
+    Attributes:
+      action_size: the length of an action.
+      hidden: widths of the hidden layers.
+      activation: name of the activation.
+      shared: whether policy and value share the hidden layers.
+      init_log_std: initial logarithm of the standard deviation, which doesn't depend on the observation.
+    """
+
+    action_size: int
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "elu"
+    shared: bool = True
+    init_log_std: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`[..., n]` -> mean `[..., a]`, log_std `[..., a]`, value `[...]`."""
+        trunk = MLP(self.hidden, self.activation, activate_final=True, name="trunk")(x)
+        critic = trunk
+        if not self.shared:
+            critic = MLP(self.hidden, self.activation, activate_final=True, name="critic")(x)
+        mean = MLP((self.action_size,), final_scale=0.01, name="mean")(trunk)
+        value = MLP((1,), name="value")(critic)[..., 0]
+        log_std = self.param(
+            "log_std", nn.initializers.constant(self.init_log_std), (self.action_size,)
+        )
+        return mean, jnp.broadcast_to(log_std, mean.shape), value

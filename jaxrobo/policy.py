@@ -1,0 +1,167 @@
+"""What acts: a `Policy` is a few pure functions over one observation.
+
+One `rollout` (see `jaxrobo.rollout`) serves all of them: a Gaussian policy has an empty carry, a chunked policy
+carries its chunk, a scripted expert its stage, a residual policy its base's carry.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobo import distributions
+from jaxrobo.env import State
+
+Params = Any
+Carry = Any
+
+
+def _keep(params: Params, carry: Carry, observation: Any, key: jax.Array) -> Carry:
+    del params, observation, key
+    return carry
+
+
+def _no_carry(observation: Any, key: jax.Array) -> tuple:
+    del observation, key
+    return ()
+
+
+def _observation(state: State) -> Any:
+    return state.obs
+
+
+class Policy(NamedTuple):
+    """The functions that act in one simulation.
+
+    Attributes:
+      act: `(params, carry, observation, key) -> (action [action_size], carry, aux)`, every control step.
+        `aux` is a dict (log_prob, base_action, stage, ...).
+      init: `(observation, key) -> carry`, at the start of an episode; cheap.
+      plan: `(params, carry, observation, key) -> carry`, every `period` steps.
+      observe: `State -> observation`; scripted experts read the physics state.
+      period: control steps that a plan lasts.
+    """
+
+    act: Callable[[Params, Carry, Any, jax.Array], tuple[jax.Array, Carry, dict]]
+    init: Callable[[Any, jax.Array], Carry] = _no_carry
+    plan: Callable[[Params, Carry, Any, jax.Array], Carry] = _keep
+    observe: Callable[[State], Any] = _observation
+    period: int = 1
+
+
+def gaussian(
+    apply: Callable[[Params, Any], tuple[jax.Array, jax.Array]], deterministic: bool = False
+) -> Policy:
+    """A policy that samples `mean + std * noise`, or acts by the mean.
+
+    Args:
+      apply: `(params, observation) -> (mean [action_size], log_std [action_size])`.
+      deterministic: whether to act by the mean.
+
+    Returns:
+      A policy whose `aux` has `log_prob` (of the sampled, unclipped action), `mean` and `log_std`.
+    """
+
+    def act(params: Params, carry: Carry, observation: Any, key: jax.Array) -> tuple:
+        mean, log_std = apply(params, observation)
+        noise = 0.0 if deterministic else jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        action = mean + noise
+        log_prob = distributions.normal_log_prob(action, mean, log_std)
+        return action, carry, {"log_prob": log_prob, "mean": mean, "log_std": log_std}
+
+    return Policy(act)
+
+
+def scripted(
+    act: Callable[[Carry, State, jax.Array], tuple[jax.Array, Carry]],
+    init: Callable[[State, jax.Array], Carry] = _no_carry,
+) -> Policy:
+    """A policy without parameters that reads the whole `State`.
+
+    Args:
+      act: `(carry, state, key) -> (action, carry)`.
+      init: `(state, key) -> carry`.
+    """
+
+    def step(params: Params, carry: Carry, state: State, key: jax.Array) -> tuple:
+        del params
+        action, carry = act(carry, state, key)
+        return action, carry, {}
+
+    return Policy(step, init=init, observe=lambda state: state)
+
+
+def constant(action: jax.Array) -> Policy:
+    """Always the same action, `[action_size]`."""
+    return scripted(lambda carry, state, key: (jnp.asarray(action), carry))
+
+
+def uniform(action_size: int) -> Policy:
+    """Actions drawn uniformly from [-1, 1]."""
+    return scripted(
+        lambda carry, state, key: (
+            jax.random.uniform(key, (action_size,), minval=-1.0, maxval=1.0),
+            carry,
+        )
+    )
+
+
+def chunked(
+    predict: Callable[[Params, Any, jax.Array], jax.Array], horizon: int, action_size: int
+) -> Policy:
+    """A policy that plans `horizon` actions at once and applies them one by one.
+
+    Args:
+      predict: `(params, observation, key) -> actions [horizon, action_size]`.
+      horizon: actions a plan.
+      action_size: the length of an action.
+
+    Raises:
+      ValueError: if `horizon` isn't positive.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
+
+    def init(observation: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del observation, key
+        return jnp.zeros((horizon, action_size)), jnp.zeros((), jnp.int32)
+
+    def plan(params: Params, carry: Carry, observation: Any, key: jax.Array) -> Carry:
+        return predict(params, observation, key), jnp.zeros_like(carry[1])
+
+    def act(params: Params, carry: Carry, observation: Any, key: jax.Array) -> tuple:
+        chunk, index = carry
+        return chunk[index], (chunk, index + 1), {}
+
+    return Policy(act, init, plan, period=horizon)
+
+
+def residual(base: Policy, correction: Policy, scale: float) -> Policy:
+    """A base policy plus a small correction at every step: `base + scale * correction`.
+
+    Args:
+      base: the policy to correct; its parameters are `params["base"]`. It observes as it does alone.
+      correction: acts on `{"obs": base's observation, "base_action": base's action}` with
+        `params["residual"]`; it has no plan of its own.
+      scale: how much of the correction is added.
+
+    Returns:
+      A policy whose `aux` has `base_action`, `residual_action` and the `aux` of `correction`.
+    """
+
+    def init(observation: Any, key: jax.Array) -> Carry:
+        return base.init(observation, key)
+
+    def plan(params: Params, carry: Carry, observation: Any, key: jax.Array) -> Carry:
+        return base.plan(params["base"], carry, observation, key)
+
+    def act(params: Params, carry: Carry, observation: Any, key: jax.Array) -> tuple:
+        base_key, key = jax.random.split(key)
+        base_action, carry, _ = base.act(params["base"], carry, observation, base_key)
+        seen = {"obs": observation, "base_action": base_action}
+        delta, _, aux = correction.act(params["residual"], (), seen, key)
+        aux = {**aux, "base_action": base_action, "residual_action": delta}
+        return base_action + scale * delta, carry, aux
+
+    return Policy(act, init, plan, base.observe, base.period)
