@@ -62,6 +62,11 @@ class NativePhysics(Physics):
         self._pool = _BatchPool(self.mj_model, threads)
         _log_warnings()
 
+    @property
+    def threads(self) -> int:
+        """CPU threads that one call uses."""
+        return self._pool.threads()
+
     def _check_supported(self) -> None:
         m = self.mj_model
         lacking = {"actuator or sensor delays": m.nhistory, "plugins": m.nplugin, "flexes": m.nflex}
@@ -168,7 +173,7 @@ class NativePhysics(Physics):
     def _host_set_const(self, names: tuple[str, ...], fields: tuple[str, ...]) -> Callable:
         def set_const(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
             # A Batch of its own: set_const expands every constant it derives.
-            batch = Batch(self.mj_model, len(arrays[0]), self._pool.threads())
+            batch = Batch(self.mj_model, len(arrays[0]), self.threads)
             for name, value in zip(names, arrays, strict=True):
                 batch.expand(name)[...] = value
             batch.set_const()

@@ -1,0 +1,57 @@
+"""What benchmarks share: timing, the machine, and the report."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import mujoco
+from rich.console import Console
+from rich.table import Table
+
+
+def best_of(run: Callable[[], Any], repeats: int = 5) -> float:
+    """Seconds of the fastest of several runs, after one that compiles and warms up."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "device": str(jax.devices()[0]),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "mujoco": mujoco.__version__,
+    }
+
+
+def report(title: str, rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Prints the rows as a table and, with `out`, writes them as JSON beside the machine."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=2))
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
