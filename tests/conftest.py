@@ -1,0 +1,18 @@
+"""Settings that must be in place before any test imports jax or mujoco."""
+
+import ctypes.util
+import os
+import sys
+
+from hypothesis import settings
+
+# The tests mean the same on every machine: CPU, even where there is an accelerator.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+# Rendering without a display. Where there is no libEGL, naming it would make `import mujoco` itself fail.
+if sys.platform == "linux" and ctypes.util.find_library("EGL"):
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+# The first example compiles, so a deadline would measure the compiler.
+settings.register_profile("jaxrobo", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("jaxrobo")
