@@ -9,7 +9,7 @@ from hypothesis import settings
 # The tests mean the same on every machine: CPU, even where there is an accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-# Rendering without a display. Where there is no libEGL, naming it would make `import mujoco` itself fail.
+# Rendering without a display. Without libEGL the name would make `import mujoco` itself fail.
 if sys.platform == "linux" and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
