@@ -35,6 +35,12 @@ CONSTANTS = (
 )
 """Model fields that `mj_setConst` derives from others and that the dynamics read."""
 
+BOUNDS = ("geom_aabb", "geom_rbound", "bvh_aabb")
+"""Bounding volumes that `mj_setConst` derives and that collision detection reads."""
+
+_FRAMES = {"geom_pos", "geom_quat", "site_pos", "site_quat", "body_ipos", "body_iquat"}
+_SHAPES = _FRAMES | {"geom_size"}
+
 
 class NativePhysics(Physics):
     """MuJoCo's C engine. A batch of simulations is one multi-threaded call, wherever `vmap` is applied.
@@ -60,6 +66,11 @@ class NativePhysics(Physics):
             raise ValueError(f"threads must be at least 1, got {threads}")
         super().__init__(mj_model)
         self._pool = _BatchPool(self.mj_model, threads)
+        # Equal calls must be the same object to JAX. One cache an engine: a shared one would keep
+        # every engine alive.
+        self._host_forward = functools.cache(self._host_forward)
+        self._host_step = functools.cache(self._host_step)
+        self._host_set_const = functools.cache(self._host_set_const)
         _log_warnings()
 
     @property
@@ -104,7 +115,7 @@ class NativePhysics(Physics):
         if not fields:
             return {}
         dtype = jnp.result_type(float)
-        outs = [jax.ShapeDtypeStruct(self._model_field(k).shape, dtype) for k in fields]
+        outs = [jax.ShapeDtypeStruct(self._constant_shape(k), dtype) for k in fields]
         fn = self._host_set_const(tuple(model), fields)
         return dict(zip(fields, host_call(fn, outs, *model.values()), strict=True))
 
@@ -114,12 +125,11 @@ class NativePhysics(Physics):
     def _derived_outputs(self, state: PhysicsState) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = self._derived_shapes()
         return {
-            k: jax.ShapeDtypeStruct(shapes[k], state.qpos.dtype) for k in DERIVED if np.prod(shapes[k])
+            k: jax.ShapeDtypeStruct(shapes[k], state.qpos.dtype)
+            for k in DERIVED
+            if np.prod(shapes[k])
         }
 
-    # The host functions are cached so that equal calls are the same object to JAX.
-
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - an engine lives as long as its programs
     def _host_forward(self, names: tuple[str, ...], outputs: tuple[str, ...]) -> Callable:
         def forward(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
             with self._pool.lend(len(arrays[0]), self._varied(names)) as batch:
@@ -135,9 +145,12 @@ class NativePhysics(Physics):
 
         return forward
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
     def _host_step(
-        self, names: tuple[str, ...], stepped: tuple[str, ...], outputs: tuple[str, ...], substeps: int
+        self,
+        names: tuple[str, ...],
+        stepped: tuple[str, ...],
+        outputs: tuple[str, ...],
+        substeps: int,
     ) -> Callable:
         record = "record" in outputs
         one_call = not stepped and not record
@@ -169,10 +182,10 @@ class NativePhysics(Physics):
 
         return step
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
     def _host_set_const(self, names: tuple[str, ...], fields: tuple[str, ...]) -> Callable:
         def set_const(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-            # A Batch of its own: set_const expands every constant it derives.
+            # A Batch of its own: set_const expands every constant it derives, and needs the flags
+            # that `_without_shortcuts` clears to refuse what the compiler's shortcuts don't allow.
             batch = Batch(self.mj_model, len(arrays[0]), self.threads)
             for name, value in zip(names, arrays, strict=True):
                 batch.expand(name)[...] = value
@@ -188,7 +201,13 @@ class NativePhysics(Physics):
     def _constant_fields(self, varied: tuple[str, ...]) -> tuple[str, ...]:
         if not set(varied) & {*mujoco.MjModel._setconst_inputs}:
             return ()
-        return tuple(k for k in CONSTANTS if getattr(self.mj_model, k).size)
+        constants = CONSTANTS + (BOUNDS if _SHAPES & {*varied} else ())
+        return tuple(k for k in constants if np.prod(self._constant_shape(k)))
+
+    def _constant_shape(self, name: str) -> tuple[int, ...]:
+        if name == "bvh_aabb":  # those of the bodies vary, those of the meshes behind them don't
+            return (int(self.mj_model.body_bvhnum.sum()), 6)
+        return self._model_field(name).shape
 
 
 class _BatchPool:
@@ -213,7 +232,8 @@ class _BatchPool:
             batch = idle.pop() if idle else None
         if batch is None:
             batch = Batch(_without_shortcuts(self._mj_model, varied), n, self.threads())
-        with np.errstate(over="ignore", invalid="ignore"):  # a diverged float64 may not fit a float32
+        # A diverged float64 may not fit a float32.
+        with np.errstate(over="ignore", invalid="ignore"):
             yield batch  # an exception drops the Batch
         with self._lock:
             self._free.setdefault(key, []).append(batch)
@@ -232,18 +252,12 @@ def _like(bound: np.ndarray, dtype: np.dtype, shape: tuple[int, ...] | None) -> 
 
 
 def _without_shortcuts(mj_model: mujoco.MjModel, varied: tuple[str, ...]) -> mujoco.MjModel:
-    """A model whose "same frame as the body" flags don't hide the poses that vary."""
-    hidden = [(kind, f"{kind}_{f}") for kind in ("geom", "site") for f in ("pos", "quat")]
-    hidden += [("body", "body_ipos"), ("body", "body_iquat")]
-    kinds = {kind for kind, field in hidden if field in varied}
-    if not kinds:
+    """A model whose "same frame as the body (or its inertia)" flags don't hide poses that vary."""
+    if not _FRAMES & {*varied}:
         return mj_model
     model = copy.copy(mj_model)
-    for kind in kinds:
-        getattr(model, f"{kind}_sameframe")[:] = 0
-    if "body" in kinds:
-        model.body_simple[:] = 0
-        model.dof_simplenum[:] = 0
+    for flags in (model.body_sameframe, model.geom_sameframe, model.site_sameframe):
+        flags[:] = 0
     return model
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from flax import struct
+from mujoco.batch import MODEL_FIELDS
 
 INPUTS = ("ctrl", "mocap_pos", "mocap_quat", "xfrc_applied")
 """What may be set from outside at every step; held, or one value a substep."""
@@ -88,6 +89,7 @@ class Physics(abc.ABC):
     def __init__(self, mj_model: mujoco.MjModel) -> None:
         self.mj_model = copy.copy(mj_model)
         self.mj_model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+        self._check_sensors()
         self._check_supported()
 
     def init(
@@ -154,6 +156,14 @@ class Physics(abc.ABC):
         new = self._flag(new.replace(**held), inputs)
         return new, {name: sensors[:, s] for name, s in slices.items()}
 
+    def _check_sensors(self) -> None:
+        """An acceleration depends on the controls that come next: it doesn't belong to a state."""
+        m = self.mj_model
+        late = np.flatnonzero(m.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC)
+        if late.size:
+            names = ", ".join(repr(m.sensor(i).name) for i in late)
+            raise ValueError(f"sensors of forces and accelerations aren't supported: {names}")
+
     @abc.abstractmethod
     def _check_supported(self) -> None:
         """Raises ValueError naming each feature of the model that this engine lacks."""
@@ -205,13 +215,12 @@ class Physics(abc.ABC):
         return {k: jnp.zeros(shape) for k, shape in self._derived_shapes().items()}
 
     def _model_field(self, name: str) -> np.ndarray:
+        if name not in MODEL_FIELDS:
+            raise ValueError(f"unknown model field {name!r}: not a field of MjModel that can vary")
         owner, field = (
             (self.mj_model.opt, name[4:]) if name.startswith("opt.") else (self.mj_model, name)
         )
-        value = getattr(owner, field, None)
-        if value is None or callable(value):
-            raise ValueError(f"unknown model field {name!r}: not a field of MjModel")
-        return np.asarray(value)
+        return np.asarray(getattr(owner, field))
 
     def _sensor_slice(self, name: str) -> slice:
         m = self.mj_model
@@ -223,8 +232,8 @@ class Physics(abc.ABC):
 
     def _flag(self, state: PhysicsState, inputs: Mapping[str, jax.Array]) -> PhysicsState:
         """Marks a state whose numbers, or whose inputs, are not finite or beyond `MAX_VALUE`."""
-        values = [state.qpos, state.qvel, state.act, state.mocap_pos, state.mocap_quat]
-        bad = [~jnp.all(jnp.abs(v) < MAX_VALUE) for v in (*values, *inputs.values())]
+        held = [getattr(state, k) for k in ("qpos", "qvel", "act", *INPUTS)]
+        bad = [~jnp.all(jnp.abs(v) < MAX_VALUE) for v in (*held, *inputs.values())]
         return state.replace(diverged=state.diverged | jnp.any(jnp.stack(bad)))
 
 
