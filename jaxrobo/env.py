@@ -229,13 +229,15 @@ class NaNGuard(Wrapper):
     """Refuses actions of a wrong shape; ends an episode whose numbers are no longer finite.
 
     Such an episode is truncated with the last finite observation and no reward, and counted in
-    `metrics["diverged"]`. In eager calls a non-finite action is an error.
+    `metrics["diverged"]`; if its very first numbers aren't finite, they are shown as zeros. In eager
+    calls a non-finite action is an error.
     """
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
         """See `Env.reset`."""
         state = self.env.reset(key, model)
-        return state.replace(metrics={**state.metrics, "diverged": jnp.zeros(())})
+        obs = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), state.obs)
+        return state.replace(obs=obs, metrics={**state.metrics, "diverged": jnp.zeros(())})
 
     def step(self, state: State, action: jax.Array) -> State:
         """See `Env.step`.
@@ -248,7 +250,7 @@ class NaNGuard(Wrapper):
         seen = jax.tree.leaves((new.obs, new.reward, action))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in seen]))
         bad = ~finite | getattr(new.data, "diverged", jnp.zeros((), bool))
-        keep = lambda good, old: jax.tree.map(lambda g, o: jnp.where(bad, o, g), good, old)  # noqa: E731
+        keep = lambda good, old: jax.tree.map(lambda g, o: jnp.where(bad, o, g), good, old)
         metrics = {k: jnp.where(bad, jnp.zeros_like(v), v) for k, v in new.metrics.items()}
         return new.replace(
             obs=keep(new.obs, state.obs),
@@ -272,8 +274,8 @@ class AutoReset(Wrapper):
         """See `Env.reset`."""
         next_key, key = jax.random.split(key)
         state = self.env.reset(key, model)
-        info = {**state.info, "reset_key": next_key, "final_obs": state.obs}
-        return state.replace(info=info)
+        info = {"reset_key": next_key, "reset_model": model, "final_obs": state.obs}
+        return state.replace(info={**state.info, **info})
 
     def step(self, state: State, action: jax.Array) -> State:
         """See `Env.step`."""
@@ -282,7 +284,7 @@ class AutoReset(Wrapper):
         final_obs = state.obs
         next_key, key = jax.random.split(key)
         next_key = jnp.where(state.done > 0, next_key, state.info["reset_key"])
-        state = reset_done(self.env, state, key)
+        state = reset_done(self.env, state, key, state.info["reset_model"])
         return state.replace(info={**state.info, "reset_key": next_key, "final_obs": final_obs})
 
 
@@ -313,19 +315,23 @@ def vectorise(env: Env, num_envs: int) -> Vectorised:
     return Vectorised(AutoReset(env), num_envs)
 
 
-def reset_done(env: Env, state: State, key: jax.Array) -> State:
+def reset_done(
+    env: Env, state: State, key: jax.Array, model: Mapping[str, jax.Array] | None = None
+) -> State:
     """Replaces a finished simulation by a fresh one; written for one, batched by `vmap`.
 
-    The reset is computed only if some simulation of the whole batch is done, whatever the nesting of
+    `key` and `model` are as `Env.reset` takes them. The reset is computed only if some simulation of the whole batch is done, whatever the nesting of
     `vmap`. What the step returned (reward, done, metrics) is kept.
     """
     done = state.done > 0
 
     def fresh(state: State) -> State:
-        new = env.reset(key)
-        pick = lambda old, new: jax.tree.map(lambda o, n: jnp.where(done, n, o), old, new)  # noqa: E731
+        new = env.reset(key, model)
+        pick = lambda old, new: jax.tree.map(lambda o, n: jnp.where(done, n, o), old, new)
         info = {k: pick(v, new.info[k]) if k in new.info else v for k, v in state.info.items()}
-        return state.replace(data=pick(state.data, new.data), obs=pick(state.obs, new.obs), info=info)
+        return state.replace(
+            data=pick(state.data, new.data), obs=pick(state.obs, new.obs), info=info
+        )
 
     return jax.lax.cond(batch_any(done), fresh, lambda s: s, state)
 
