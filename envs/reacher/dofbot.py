@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from envs import scenery
 from envs.robots import dofbot
 from jaxrobo.env import Metric, PhysicsEnv, Spec, State
 from jaxrobo.physics import PhysicsState
@@ -102,7 +103,8 @@ class DofbotReacher(PhysicsEnv):
         self.config = config or Config()
         cap = self.config.velocity_cap
         cap = _PROFILES[self.config.profile] if cap is None else cap
-        super().__init__(_model(cap), substeps=2, engine=engine, threads=threads)
+        model = _model(cap, self.config.success_tolerance)
+        super().__init__(model, substeps=2, engine=engine, threads=threads)
         self._marker = self.mj_model.site("marker").id
         self._hand = self.mj_model.body("link5").id
         self._limits = jnp.asarray(JOINT_LIMITS)
@@ -256,22 +258,27 @@ def _new_goal(info: dict[str, Any], key: jax.Array) -> dict[str, Any]:
     }
 
 
-def _model(velocity_cap: float) -> mujoco.MjModel:
-    """The arm with the marker, and the goal as a mocap body that anyone can see."""
+_CUBE, _RED = 0.0125, (0.92, 0.18, 0.20)
+
+
+def _model(velocity_cap: float, tolerance: float) -> mujoco.MjModel:
+    """The arm with the marker, the goal as a mocap body, and around it a ball of the tolerance."""
     spec = dofbot.load(velocity_cap)
     spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
-    data = mujoco.MjData(spec.compile())
-    mujoco.mj_kinematics(spec.compile(), data)
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
     hand = data.body("link5").xmat.reshape(3, 3)
+    box = mujoco.mjtGeom.mjGEOM_BOX
     spec.body("link5").add_site(
-        name="marker", pos=hand.T @ OBJECT_OFFSET, size=[0.01] * 3, rgba=[0.2, 0.6, 1.0, 1.0]
+        name="marker",
+        type=box,
+        pos=hand.T @ OBJECT_OFFSET,
+        size=[_CUBE] * 3,
+        rgba=[0.10, 0.45, 0.95, 1.0],
     )
     goal = spec.worldbody.add_body(name="goal", mocap=True)
-    goal.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=[0.0125] * 3,
-        rgba=[0.9, 0.2, 0.2, 1.0],
-        contype=0,
-        conaffinity=0,
-    )
+    goal.add_geom(type=box, size=[_CUBE] * 3, rgba=[*_RED, 1.0], contype=0, conaffinity=0)
+    goal.add_site(name="tolerance", size=[tolerance] * 3, rgba=[*_RED, 0.15])
+    scenery.furnish(spec, target=[0.0, 0.0, 0.18], eye=[0.78, -0.45, 0.5])
     return spec.compile()
