@@ -1,0 +1,1 @@
+"""Experiments: scripts that run from a checkout."""

@@ -1,0 +1,91 @@
+"""Command lines: flags from dataclasses, and errors of one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(options: type[T], argv: Sequence[str], description: str, default: T | None = None) -> T:
+    """Reads flags into a dataclass; the fields of a dataclass within it are flags without a prefix.
+
+    Args:
+      options: the dataclass.
+      argv: the arguments.
+      description: what `--help` says first.
+      default: where the defaults come from.
+
+    Raises:
+      SystemExit: with 0 after `--help`; with 2 after a line on stderr if a flag is wrong.
+    """
+    box = io.StringIO()
+    more = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                options,
+                args=argv,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **more,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            fail(_unbox(box.getvalue()))
+        raise
+
+
+def merge(**groups: type) -> type:
+    """A dataclass of dataclasses, whose fields are to be flags together.
+
+    Raises:
+      ValueError: if two of them share the name of a field.
+    """
+    owners: dict[str, str] = {}
+    for group, options in groups.items():
+        for field in dataclasses.fields(options):
+            if field.name in owners:
+                both = f"{owners[field.name]} and {group}"
+                raise ValueError(f"{field.name!r} is an option of {both}: rename one")
+            owners[field.name] = group
+    return dataclasses.make_dataclass("Options", groups.items(), frozen=True)
+
+
+def distribute(values: Mapping[str, Any], *options: type) -> list[dict[str, Any]]:
+    """Splits values by the dataclass with a field of this name. Raises ValueError if none has."""
+    names = [{f.name for f in dataclasses.fields(o)} for o in options]
+    if unknown := values.keys() - set().union(*names):
+        raise ValueError(f"unknown options {', '.join(sorted(unknown))}")
+    return [{k: v for k, v in values.items() if k in own} for own in names]
+
+
+@contextlib.contextmanager
+def failing(*errors: type[Exception]) -> Iterator[None]:
+    """Turns errors of these kinds into a line on stderr and exit code 2."""
+    try:
+        yield
+    except errors as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """Prints a line on stderr and exits with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _unbox(text: str) -> str:
+    """The first paragraph within a box that tyro draws, and the flags that it suggests."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    flags = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
+    hint = f"; perhaps {' or '.join(flags)}" if "Perhaps you meant:" in lines else ""
+    message = " ".join(lines[:rule]) + hint if lines else text
+    return re.sub(r"^Error parsing (?!--)\S+: ", "", message)  # names a dataclass, not a flag

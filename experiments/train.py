@@ -1,0 +1,129 @@
+"""Trains a policy, keeps the best, tests it, and draws its learning curve.
+
+    python -m experiments.train --env DofbotReacher --seed 1
+    python -m experiments.train --env DofbotReacher --seed 1 --resume
+
+Every field of the task's and of the algorithm's `Config` is a flag; `--env NAME --help` lists them.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import envs
+from experiments import cli
+from experiments.common import ALGORITHMS, algorithm, make_trainer, show
+from experiments.presets import preset
+from jaxrobo import rundir, training
+from jaxrobo.metrics import JSONL
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Options of a run.
+
+    Attributes:
+      env: the task.
+      algo: the algorithm.
+      engine: native (MuJoCo C on CPU threads), mjx (on the device); auto takes mjx where JAX has an
+        accelerator.
+      run_dir: where everything is written; runs/<env>-<algo>-<seed> if None.
+      resume: go on with the run in that folder.
+      seed: the first seed.
+      seeds: how many are trained at once.
+      steps: budget; may be raised on resume.
+      evaluate_every: steps between evaluations, after each of which the run is saved.
+      evaluation_episodes: episodes of each evaluation.
+      test_episodes: episodes of the test at the end.
+      wandb: log to Weights & Biases as well.
+    """
+
+    env: str
+    algo: str = "ppo"
+    engine: Literal["auto", "native", "mjx"] = "auto"
+    run_dir: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    seeds: int = 1
+    steps: int = 1_000_000
+    evaluate_every: int = 100_000
+    evaluation_episodes: int = 128
+    test_episodes: int = 256
+    wandb: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    run, task, config = parse(argv)
+    run_dir = run.run_dir or Path("runs", f"{run.env}-{run.algo}-{run.seed}")
+    with cli.failing(ValueError):
+        trainer = make_trainer(run.env, run.engine, task, run.algo, config)
+    names = {"env": run.env, "algo": run.algo, "engine": trainer.env.engine, "task": task}
+    with cli.failing(training.RunError):
+        result = training.run(
+            trainer,
+            run_dir,
+            steps=run.steps,
+            evaluate_every=run.evaluate_every,
+            seed=run.seed,
+            seeds=run.seeds,
+            evaluation_episodes=run.evaluation_episodes,
+            test_episodes=run.test_episodes,
+            config=names,
+            resume=run.resume,
+            wandb=run.wandb,
+        )
+    if result.interrupted:
+        again = argv if run.resume else [*argv, "--resume"]
+        print(f"to go on: python -m experiments.train {shlex.join(again)}")
+        return
+    seeds = range(run.seed, run.seed + run.seeds)
+    title = f"{run.env}: {run.test_episodes} test episodes, best of {result.steps:,} steps"
+    show(title, {f"seed {k}": e for k, e in zip(seeds, result.evaluation, strict=True)})
+    _plot(run_dir, seeds, trainer.env.metric.name)
+    print(f"{result.wall_seconds:.0f} s, compilation {result.compile_seconds:.0f} s: {run_dir}")
+
+
+def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
+    """Options of the run, the task's `Config` and the algorithm's. Exits with 2 on a wrong flag.
+
+    Which flags there are depends on the task and the algorithm, and their defaults on the preset,
+    so these are looked for first.
+    """
+    known = f"tasks: {', '.join(envs.names())}; algorithms: {', '.join(ALGORITHMS)}"
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--env", "--algo", "--profile"):
+        first.add_argument(name, nargs="?")
+    chosen = first.parse_known_args(argv)[0]
+    if chosen.env is None:
+        if {"-h", "--help"} & set(argv):
+            cli.parse(Run, ["--help"], f"{__doc__}\n{known}")
+        cli.fail(f"--env is missing; valid: {', '.join(envs.names())}")
+    algo = chosen.algo or "ppo"
+    with cli.failing(ValueError):
+        task, config = envs.config_class(chosen.env), algorithm(algo).config_class
+        options = cli.merge(run=Run, task=task, algorithm=config)
+        values = cli.distribute(preset(chosen.env, algo, chosen.profile), Run, task, config)
+        run = Run(env=chosen.env, algo=algo, **values[0])
+        default = options(run, task(**values[1]), config(**values[2]))
+    parsed = cli.parse(options, argv, f"{__doc__}\n{known}", default)
+    return parsed.run, parsed.task, parsed.algorithm
+
+
+def _plot(run_dir: Path, seeds: range, metric: str) -> None:
+    from jaxrobo.plotting import plot_learning_curve  # matplotlib is slow to import
+
+    logs = {f"seed {k}": rundir.seed_dir(run_dir, k, len(seeds)) / JSONL for k in seeds}
+    plot_learning_curve(logs, run_dir / "learning_curve.png", metric)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("aborted")

@@ -1,0 +1,147 @@
+"""What `jaxrobo.training` prepares before its loop: checked options and compiled programs."""
+
+import concurrent.futures
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobo import rundir
+from jaxrobo.checkpoint import RunError
+from jaxrobo.evaluation import Estimate, Runner, episode_runner, run_episodes, summarise
+from jaxrobo.learning.trainer import Trainer, TrainState
+from jaxrobo.policy import Params
+from jaxrobo.rollout import split_key
+
+_EVALUATION_SEED = 0
+"""All runs are judged by the same episodes."""
+
+_MAX_BATCH = 256
+"""Episodes evaluated side by side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The options of `training.run`, checked: raises RunError if one is out of range."""
+
+    trainer: Trainer
+    run_dir: Path
+    steps: int
+    evaluate_every: int
+    seed: int
+    seeds: int
+    evaluation_episodes: int
+    test_episodes: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "evaluate_every", "seeds", "evaluation_episodes", "test_episodes"):
+            if getattr(self, name) < 1:
+                raise RunError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise RunError(f"seed must not be negative, got {self.seed}")
+
+    @property
+    def iterations(self) -> int:
+        """The budget in iterations."""
+        return math.ceil(self.steps / self.trainer.steps_per_iteration)
+
+    @property
+    def interval(self) -> int:
+        """Iterations between evaluations."""
+        return max(1, round(self.evaluate_every / self.trainer.steps_per_iteration))
+
+    @property
+    def batch(self) -> int:
+        """Episodes evaluated side by side."""
+        return min(self.evaluation_episodes, _MAX_BATCH)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the logs and the result of each seed are."""
+        return [rundir.seed_dir(self.run_dir, self.seed + k, self.seeds) for k in range(self.seeds)]
+
+    def steps_after(self, iterations: int) -> int:
+        """Iterations in the trainer's counter."""
+        return iterations * self.trainer.steps_per_iteration
+
+    def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole configuration: the given one, the algorithm's, these options, and versions."""
+        own = [f.name for f in dataclasses.fields(self) if f.name not in ("trainer", "run_dir")]
+        return {
+            **config,
+            "algorithm": self.trainer.config,
+            **{name: getattr(self, name) for name in own},
+            "versions": rundir.versions(),
+        }
+
+    def keys(self) -> jax.Array:
+        """What each seed trains from."""
+        if self.seeds == 1:
+            return split_key("train", self.seed)
+        seeds = self.seed + jnp.arange(self.seeds)
+        return jax.vmap(lambda seed: split_key("train", seed))(seeds)
+
+
+class Programs(NamedTuple):
+    """Compiled functions of all seeds, and how long their compilation took.
+
+    `collect` is apart from `update` because JAX never caches a program with a host callback on
+    disk; the learner's half can be cached.
+    """
+
+    init: Callable[[jax.Array, Any], TrainState]
+    collect: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    update: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Runner
+    seconds: float
+
+
+def compile_programs(plan: Plan) -> Programs:
+    """Compiles all that a run calls, ahead of time. `collect` and `update` donate the state."""
+    started = time.perf_counter()
+    trainer, seeds = plan.trainer, plan.seeds
+    state = state_template(trainer, seeds)
+    policy, params = trainer.policy(state)
+    runner = episode_runner(trainer.env, policy, plan.batch)
+    jit = lambda function, *axes, **options: jax.jit(_over_seeds(function, seeds, *axes), **options)
+
+    init = jit(trainer.init, 0, None).lower(plan.keys(), trainer.inputs)
+    collect = jit(trainer.collect, 0, None, donate_argnums=0).lower(state, trainer.inputs)
+    state, batch = collect.out_info
+    update = jit(trainer.update, 0, 0, None, donate_argnums=0).lower(state, batch, trainer.inputs)
+    evaluate = jit(runner, 0, None, None).lower(params, _split_key("validation"), np.int32(0))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        programs = pool.map(lambda lowered: lowered.compile(), (init, collect, update, evaluate))
+    return Programs(*programs, seconds=time.perf_counter() - started)
+
+
+def state_template(trainer: Trainer, seeds: int) -> TrainState:
+    """Shapes and types of a `TrainState`, with a leading axis if there are several seeds."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
+    keys = keys if seeds > 1 else jax.ShapeDtypeStruct((), keys.dtype)
+    return jax.eval_shape(_over_seeds(trainer.init, seeds, 0, None), keys, trainer.inputs)
+
+
+def estimate(
+    plan: Plan, programs: Programs, params: Params, split: str, episodes: int
+) -> list[dict[str, Estimate]]:
+    """Evaluates each seed's policy on the same episodes."""
+    sums = run_episodes(programs.evaluate, plan.batch, params, split, _EVALUATION_SEED, episodes)
+    rows = {name: values.reshape(plan.seeds, episodes) for name, values in sums.items()}
+    metric = plan.trainer.env.metric
+    return [summarise(metric, {k: v[i] for k, v in rows.items()}) for i in range(plan.seeds)]
+
+
+def _over_seeds(function: Callable, seeds: int, *axes: int | None) -> Callable:
+    return jax.vmap(function, axes) if seeds > 1 else function
+
+
+def _split_key(split: str) -> jax.Array:
+    return split_key(split, _EVALUATION_SEED)

@@ -1,0 +1,151 @@
+"""Evaluation: how well a policy does over whole, repeatable episodes, with intervals."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from jaxrobo.env import Env, Metric
+from jaxrobo.policy import Params, Policy
+from jaxrobo.rollout import run_episode, split_key
+
+LEVEL = 0.95
+"""Confidence of every interval."""
+
+Runner = Callable[[Params, jax.Array, jax.Array], dict[str, jax.Array]]
+
+
+class Estimate(NamedTuple):
+    """A mean over episodes and its 95 % interval, which is NaN if there's a single episode."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def evaluate(
+    env: Env,
+    policy: Policy,
+    params: Params,
+    split: str = "validation",
+    seed: int = 0,
+    episodes: int = 256,
+    batch: int = 256,
+) -> dict[str, Estimate]:
+    """Runs a policy for some episodes, each to its own end.
+
+    Episode i starts from `episode_key(split, seed, i)` (`jaxrobo.rollout`), whatever the batch.
+
+    Args:
+      env: an environment with a time limit, without automatic resets.
+      policy: what acts.
+      params: its parameters.
+      split: "validation" (to choose by), "test" (for final tables only) or "train".
+      seed: which draw of the split.
+      episodes: how many.
+      batch: simulations side by side.
+
+    Returns:
+      An estimate of each sum of `run_episode`: the task's metric first, then reward, length and the
+      rest.
+
+    Raises:
+      ValueError: on an unknown split, no time limit, or `episodes` or `batch` below 1.
+    """
+    batch = min(batch, episodes)
+    run = jax.jit(episode_runner(env, policy, batch))
+    return summarise(env.metric, run_episodes(run, batch, params, split, seed, episodes))
+
+
+def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
+    """A pure function that runs `batch` episodes side by side.
+
+    Returns:
+      `(params, key, first []) -> sums [batch]`: `run_episode` of the episodes `first`, `first + 1`,
+      ..., each from `fold_in(key, episode)`.
+
+    Raises:
+      ValueError: if `batch` isn't positive, or the environment has no time limit.
+    """
+    if batch < 1:
+        raise ValueError(f"at least 1 episode is needed, got {batch}")
+    if env.time_limit is None:
+        raise ValueError("an episode needs an end: wrap the environment in TimeLimit")
+
+    def run(params: Params, key: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
+        one = lambda episode: run_episode(env, policy, params, jax.random.fold_in(key, episode))
+        return jax.vmap(one)(first + jnp.arange(batch, dtype=jnp.int32))
+
+    return run
+
+
+def run_episodes(
+    run: Runner, batch: int, params: Params, split: str, seed: int, episodes: int
+) -> dict[str, np.ndarray]:
+    """Sums of the first `episodes` of a split, `[..., episodes]`, `batch` at a time.
+
+    Args:
+      run: compiled or jitted from `episode_runner`; or from its `vmap` over `params`, which adds a
+        leading axis to the sums.
+      batch: how many episodes `run` runs.
+      params: see `run`.
+      split: see `evaluate`.
+      seed: see `evaluate`.
+      episodes: see `evaluate`.
+    """
+    key = split_key(split, seed)
+    parts = [
+        jax.device_get(run(params, key, np.int32(first))) for first in range(0, episodes, batch)
+    ]
+    return {k: np.concatenate([p[k] for p in parts], axis=-1)[..., :episodes] for k in parts[0]}
+
+
+def summarise(metric: Metric, sums: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """Means and intervals of episodes' sums `[episodes]`, the task's metric first.
+
+    A task's success rate has a Wilson interval, everything else Student's.
+
+    Raises:
+      ValueError: if the task's metric isn't there, or is called a rate but has sums other than 0
+      and 1.
+    """
+    if metric.name not in sums:
+        raise ValueError(f"the metric {metric.name!r} isn't among {', '.join(sums)}")
+    names = [metric.name, *(k for k in sums if k != metric.name)]
+    return {k: _estimate(k, sums[k], metric.kind if k == metric.name else "count") for k in names}
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927).
+
+    With p = successes / trials, n = trials and z the normal quantile:
+    `(p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`.
+    """
+    z = float(special.ndtri(0.5 + LEVEL / 2))
+    p, shrink = successes / trials, z**2 / trials
+    centre = (p + shrink / 2) / (1 + shrink)
+    half = z * math.sqrt(p * (1 - p) / trials + shrink / (4 * trials)) / (1 + shrink)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def student_interval(values: np.ndarray) -> tuple[float, float]:
+    """The interval of a mean, `mean -+ t s / sqrt(n)`, n - 1 degrees of freedom; NaN if n is 1."""
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
+    return float(mean - half), float(mean + half)
+
+
+def _estimate(name: str, values: np.ndarray, kind: Literal["rate", "count"]) -> Estimate:
+    values = np.asarray(values, np.float64)
+    if kind == "count":
+        return Estimate(float(values.mean()), *student_interval(values))
+    if np.any(others := (values != 0) & (values != 1)):
+        raise ValueError(f"{name} is a rate, but an episode's sum is {values[others][0]}")
+    return Estimate(float(values.mean()), *wilson_interval(int(values.sum()), len(values)))

@@ -1,0 +1,395 @@
+"""The host loop: budget, logs, evaluation, checkpoints, resume, and a clean stop on Ctrl-C.
+
+    trainer = ppo.make(env, ppo.Config())
+    result = training.run(trainer, "runs/first", steps=10_000_000, evaluate_every=500_000)
+    policy, params = training.restore_policy("runs/first", trainer)
+
+Everything else in the library is a pure function; this is the only loop that touches files and
+clocks.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobo import checkpoint, rundir
+from jaxrobo._plan import Plan, Programs, compile_programs, estimate, state_template
+from jaxrobo.checkpoint import RunError
+from jaxrobo.evaluation import Estimate, student_interval
+from jaxrobo.learning.trainer import Trainer, TrainState
+from jaxrobo.metrics import Display, Logs, find_wandb
+from jaxrobo.policy import Params, Policy
+
+__all__ = ["Result", "RunError", "restore_policy", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+      steps: in the trainer's counter, over all calls.
+      interrupted: whether it was stopped before its budget was used up.
+      policy: acts by the mean.
+      params: of the best checkpoint; with a leading axis `[seeds]` if there are several.
+      state: the last `TrainState`, likewise.
+      evaluation: estimates on the test split, one dict a seed; empty if interrupted.
+      wall_seconds: duration without compilation, over all calls.
+      compile_seconds: duration of compilations, over all calls.
+    """
+
+    steps: int
+    interrupted: bool
+    policy: Policy
+    params: Params
+    state: TrainState
+    evaluation: tuple[dict[str, Estimate], ...]
+    wall_seconds: float
+    compile_seconds: float
+
+
+def run(
+    trainer: Trainer,
+    run_dir: str | Path,
+    *,
+    steps: int,
+    evaluate_every: int,
+    seed: int = 0,
+    seeds: int = 1,
+    evaluation_episodes: int = 128,
+    test_episodes: int = 256,
+    config: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    wandb: bool = False,
+) -> Result:
+    """Trains, keeps the policy that does best on the validation split, and tests it once.
+
+    Ctrl-C (or SIGTERM) finishes the iteration, saves and returns; a second one aborts. A run that
+    is resumed goes on bit for bit as if it had never stopped.
+
+    Args:
+      trainer: the algorithm.
+      run_dir: a folder for everything that the run writes (`jaxrobo.rundir`).
+      steps: budget in the trainer's counter, rounded up to whole iterations; may be raised on
+        resume.
+      evaluate_every: how many steps pass between evaluations, rounded to whole iterations. `last`
+        is saved after each.
+      seed: the first seed; seed k trains from `split_key("train", seed + k)`.
+      seeds: how many are trained at once, in one program.
+      evaluation_episodes: validation episodes of each evaluation.
+      test_episodes: test episodes at the end.
+      config: what else the run is defined by (names, options); stored, and compared on resume.
+      resume: whether to go on with the run in `run_dir`.
+      wandb: whether to log to Weights & Biases as well.
+
+    Raises:
+      RunError: before anything is compiled or overwritten, if an option is out of range, the folder
+        is taken or can't be resumed, or wandb is missing.
+    """
+    plan = Plan(
+        trainer,
+        Path(run_dir),
+        steps,
+        evaluate_every,
+        seed,
+        seeds,
+        evaluation_episodes,
+        test_episodes,
+    )
+    config = plan.complete(config or {})
+    wandb_module = find_wandb() if wandb else None
+    rundir.claim(plan.run_dir, config, resume)
+    progress = _load(plan) if resume else None
+    programs = compile_programs(plan)
+    print(f"compiled in {programs.seconds:.1f} s", flush=True)
+    progress = progress or _begin(plan, programs)
+    progress.compile_seconds += programs.seconds
+    done, total = plan.steps_after(progress.iteration), plan.steps_after(plan.iterations)
+    with (
+        checkpoint.Writer() as writer,
+        Logs(plan.run_dir, plan.folders, progress.iteration, done, config, wandb_module) as logs,
+        Display(total, done, trainer.env.metric.name) as display,
+    ):
+        _Loop(plan, programs, progress, writer, logs, display).run()
+    return _conclude(plan, programs, progress, config)
+
+
+def restore_policy(
+    run_dir: str | Path,
+    trainer: Trainer,
+    which: Literal["best", "last"] = "best",
+    seed: int | None = None,
+    deterministic: bool = True,
+) -> tuple[Policy, Params]:
+    """A trained policy and its parameters.
+
+    Args:
+      run_dir: the run's folder.
+      trainer: made as it was for the run.
+      which: the checkpoint: the best on the validation split, or the last.
+      seed: one of the run's seeds; the first if None.
+      deterministic: whether to act by the mean.
+
+    Raises:
+      RunError: if there's no such run, checkpoint or seed, or the checkpoint is damaged.
+    """
+    run_dir = Path(run_dir)
+    config = rundir.read_config(run_dir)
+    first, seeds = config["seed"], config["seeds"]
+    seed = first if seed is None else seed
+    if not first <= seed < first + seeds:
+        raise RunError(f"{run_dir} has no seed {seed}; valid: {first} to {first + seeds - 1}")
+    state = state_template(trainer, seeds)
+    policy, params = trainer.policy(state, deterministic)
+    if which == "best":
+        params, _ = checkpoint.load(run_dir / rundir.BEST, params)
+    elif which == "last":
+        state, _ = checkpoint.load(run_dir / rundir.LAST, state)
+        _, params = trainer.policy(state, deterministic)
+    else:
+        raise RunError(f"unknown checkpoint {which!r}; valid: best, last")
+    return policy, jax.tree.map(lambda x: x[seed - first], params) if seeds > 1 else params
+
+
+@dataclasses.dataclass
+class _Progress:
+    """How far a run is. `best` and what belongs to it has a checkpoint of its own.
+
+    Attributes:
+      state: the `TrainState`.
+      best: parameters of the best policy so far.
+      scores: the metric of the best on the validation split, one a seed.
+      best_steps: when that was, one a seed.
+      iteration: how many are done.
+      wall_seconds: without compilation.
+      compile_seconds: of compilation.
+    """
+
+    state: TrainState
+    best: Params
+    scores: list[float]
+    best_steps: list[int]
+    iteration: int = 0
+    wall_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+
+def _load(plan: Plan) -> _Progress | None:
+    """Where a run stopped; None if it was killed before it saved anything."""
+    last, best = plan.run_dir / rundir.LAST, plan.run_dir / rundir.BEST
+    if checkpoint.newest(last) is None:
+        print(f"nothing was saved in {plan.run_dir}: starting from step 0", flush=True)
+        return None
+    template = state_template(plan.trainer, plan.seeds)
+    state, counters = checkpoint.load(last, template)
+    if counters.pop("inputs") != checkpoint.fingerprint(plan.trainer.inputs):
+        raise RunError(
+            f"{plan.run_dir} was started with other inputs (a data set, a frozen policy)"
+        )
+    params, scores = checkpoint.load(best, plan.trainer.policy(template)[1])
+    print(f"resuming from step {plan.steps_after(counters['iteration']):,}", flush=True)
+    return _Progress(state, params, **scores, **counters)
+
+
+def _begin(plan: Plan, programs: Programs) -> _Progress:
+    """A new run, whose best policy so far is the untrained one."""
+    state = programs.init(plan.keys(), plan.trainer.inputs)
+    best = jax.tree.map(jnp.copy, plan.trainer.policy(state)[1])
+    return _Progress(state, best, [-math.inf] * plan.seeds, [0] * plan.seeds)
+
+
+class _Loop:
+    """Advances a `_Progress`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        programs: Programs,
+        progress: _Progress,
+        writer: checkpoint.Writer,
+        logs: Logs,
+        display: Display,
+    ) -> None:
+        self.plan, self.programs, self.progress = plan, programs, progress
+        self.writer, self.logs, self.display = writer, logs, display
+        self.inputs = jax.device_put(plan.trainer.inputs)
+        self.inputs_hash = checkpoint.fingerprint(plan.trainer.inputs)
+        self.began = time.perf_counter() - progress.wall_seconds
+
+    def run(self) -> None:
+        """Iterates until the budget is used up, or a signal asks to stop."""
+        plan, progress, previous = self.plan, self.progress, None
+        with _stop_on_signal() as stop_requested:
+            if progress.iteration == 0:
+                self._evaluate_and_save()
+            while progress.iteration < plan.iterations:
+                metrics = self._iterate()
+                if previous is not None:
+                    self._log(
+                        *previous
+                    )  # it's finished by now: the device never waits for the logs
+                previous = progress.iteration, metrics
+                stop = stop_requested()
+                due = progress.iteration % plan.interval == 0
+                if due or stop or progress.iteration == plan.iterations:
+                    self._log(*previous)
+                    previous = None
+                    if due or not stop:
+                        self._evaluate_and_save()
+                    else:
+                        self._save()
+                if stop:
+                    break
+
+    def _iterate(self) -> dict[str, jax.Array]:
+        state, batch = self.programs.collect(self.progress.state, self.inputs)
+        self.progress.state, metrics = self.programs.update(state, batch, self.inputs)
+        self.progress.iteration += 1
+        return {f"train/{name}": value for name, value in metrics.items()}
+
+    def _log(self, iteration: int, values: Mapping[str, Any]) -> None:
+        values = jax.device_get(values)  # waits for the iteration
+        self._tick()
+        steps = self.plan.steps_after(iteration)
+        counters = {"iteration": iteration, "steps": steps, "seconds": self.progress.wall_seconds}
+        self.logs.write(counters, values)
+        self.display.show(steps)
+
+    def _evaluate_and_save(self) -> None:
+        """Evaluates; keeps the policy of each seed that did at least as well as ever."""
+        plan, progress = self.plan, self.progress
+        metric, steps = plan.trainer.env.metric.name, plan.steps_after(progress.iteration)
+        _, params = plan.trainer.policy(progress.state)
+        estimates = estimate(plan, self.programs, params, "validation", plan.evaluation_episodes)
+        scores = [e[metric].mean for e in estimates]
+        better = [new >= old for new, old in zip(scores, progress.scores, strict=True)]
+        for k in np.flatnonzero(better):
+            progress.scores[k], progress.best_steps[k] = scores[k], steps
+        progress.best = _choose(better, params, progress.best)
+        self.display.score(scores)
+        self._log(progress.iteration, _rows(estimates))
+        self._save(any(better))
+
+    def _save(self, with_best: bool = False) -> None:
+        progress, run_dir = self.progress, self.plan.run_dir
+        self._tick()
+        counters = {
+            k: getattr(progress, k) for k in ("iteration", "wall_seconds", "compile_seconds")
+        }
+        scores = {"scores": list(progress.scores), "best_steps": list(progress.best_steps)}
+        best = (run_dir / rundir.BEST, progress.best, scores)
+        last = (run_dir / rundir.LAST, progress.state, counters | {"inputs": self.inputs_hash})
+        self.writer.write(*([best, last] if with_best else [last]))
+
+    def _tick(self) -> None:
+        self.progress.wall_seconds = time.perf_counter() - self.began
+
+
+def _choose(better: list[bool], new: Params, old: Params) -> Params:
+    """Each seed's new parameters if they're better; copied, for the new ones will be donated."""
+    mask = jnp.asarray(better if len(better) > 1 else better[0])
+    pick = lambda n, o: jnp.where(mask.reshape(mask.shape + (1,) * (n.ndim - mask.ndim)), n, o)
+    return jax.tree.map(pick, new, old)
+
+
+def _rows(estimates: list[dict[str, Estimate]]) -> dict[str, np.ndarray]:
+    """Estimates of each seed as what `Logs.write` takes."""
+    rows = {}
+    for name in estimates[0]:
+        mean, low, high = np.transpose([e[name] for e in estimates])
+        rows |= {f"validation/{name}": mean}
+        rows |= {f"validation/{name}/low": low, f"validation/{name}/high": high}
+    return rows
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C or SIGTERM came; a second one acts as ever."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+        os.write(2, b"\nstopping after this iteration; again to abort\n")  # print isn't reentrant
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
+
+
+def _conclude(
+    plan: Plan, programs: Programs, progress: _Progress, config: Mapping[str, Any]
+) -> Result:
+    """Tests the best policies, unless the run isn't complete, and writes the results."""
+    interrupted = progress.iteration < plan.iterations
+    steps = plan.steps_after(progress.iteration)
+    tests: list[dict[str, Estimate]] = []
+    if interrupted:
+        print(f"stopped at step {steps:,}; the run can be resumed from there", flush=True)
+    else:
+        tests = estimate(plan, programs, progress.best, "test", plan.test_episodes)
+        _write_results(plan, progress, config, tests)
+    return Result(
+        steps=steps,
+        interrupted=interrupted,
+        policy=plan.trainer.policy(progress.state)[0],
+        params=progress.best,
+        state=progress.state,
+        evaluation=tuple(tests),
+        wall_seconds=progress.wall_seconds,
+        compile_seconds=progress.compile_seconds,
+    )
+
+
+def _write_results(
+    plan: Plan, progress: _Progress, config: Mapping[str, Any], tests: list[dict[str, Estimate]]
+) -> None:
+    """A `result.json` for each seed, and one for all if there are several."""
+    metric = plan.trainer.env.metric.name
+    common = {k: config[k] for k in ("env", "algo", "engine") if k in config}
+    costs = {
+        "steps": plan.steps_after(progress.iteration),
+        "wall_seconds": progress.wall_seconds,
+        "compile_seconds": progress.compile_seconds,
+        "split": "test",
+        "episodes": plan.test_episodes,
+        "metric": metric,
+    }
+    circumstances = {"hardware": rundir.hardware(), "config": config}
+    for k, (folder, estimates) in enumerate(zip(plan.folders, tests, strict=True)):
+        seed = {"seed": plan.seed + k}
+        best = {"best_steps": progress.best_steps[k]}
+        rundir.write_json(
+            folder / rundir.RESULT, common | seed | costs | estimates | best | circumstances
+        )
+    if plan.seeds > 1:
+        means = np.array([e[metric].mean for e in tests])
+        seeds = {"seeds": [plan.seed + k for k in range(plan.seeds)]}
+        overall = {metric: Estimate(float(means.mean()), *student_interval(means))}
+        each = {"each": means.tolist()}
+        rundir.write_json(
+            plan.run_dir / rundir.RESULT, common | seeds | costs | overall | each | circumstances
+        )
