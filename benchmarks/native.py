@@ -1,7 +1,7 @@
 """How fast is the native engine, and how much of MuJoCo's own speed does it keep inside jit?
 
-Compares, in one run: the bare `mujoco.batch.Batch` loop; the engine in a jitted scan; DofbotReacher with a
-policy in a jitted scan (reward, observation, goals, resets and all).
+Compares, in one run: the bare `mujoco.batch.Batch` loop; the engine in a jitted scan; DofbotReacher
+with a policy in a jitted scan (reward, observation, goals, resets and all).
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Environments: the protocol of Brax and MuJoCo Playground, and the wrappers around it.
 
-An environment is written for ONE simulation, as pure functions of a `State`; `jax.vmap` makes it a batch,
-and `vectorise` adds automatic resets.
+An environment is written for ONE simulation, as pure functions of a `State`; `jax.vmap` makes it a
+batch, and `vectorise` adds automatic resets.
 """
 
 import abc
@@ -229,8 +229,8 @@ class NaNGuard(Wrapper):
     """Refuses actions of a wrong shape; ends an episode whose numbers are no longer finite.
 
     Such an episode is truncated with the last finite observation and no reward, and counted in
-    `metrics["diverged"]`; if its very first numbers aren't finite, they are shown as zeros. In eager
-    calls a non-finite action is an error.
+    `metrics["diverged"]`; if its very first numbers aren't finite, they are shown as zeros. In
+    eager calls a non-finite action is an error.
     """
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
@@ -265,9 +265,9 @@ class NaNGuard(Wrapper):
 class AutoReset(Wrapper):
     """Starts the next episode in the step that ends one.
 
-    `obs` is then the first of the new episode; the last of the old one is `info["final_obs"]`. `reward`,
-    `done`, `terminated`, `truncated` and `metrics` are those of the step. Resets are computed only in
-    steps in which some simulation of the whole batch ends.
+    `obs` is then the first of the new episode; the last of the old one is `info["final_obs"]`.
+    `reward`, `done`, `terminated`, `truncated` and `metrics` are those of the step. Resets are
+    computed only in steps in which some simulation of the whole batch ends.
     """
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
@@ -299,7 +299,7 @@ class Vectorised(Wrapper):
         self.num_envs = num_envs
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
-        """Starts `num_envs` episodes from one key; `model` fields have a leading axis `num_envs`."""
+        """Starts `num_envs` episodes from one key; `model` fields are `[num_envs, ...]`."""
         return jax.vmap(self.env.reset)(jax.random.split(key, self.num_envs), model)
 
     def step(self, state: State, action: jax.Array) -> State:
@@ -320,8 +320,9 @@ def reset_done(
 ) -> State:
     """Replaces a finished simulation by a fresh one; written for one, batched by `vmap`.
 
-    `key` and `model` are as `Env.reset` takes them. The reset is computed only if some simulation of the whole batch is done, whatever the nesting of
-    `vmap`. What the step returned (reward, done, metrics) is kept.
+    `key` and `model` are as `Env.reset` takes them. The reset is computed only if some simulation
+    of the whole batch is done, whatever the nesting of `vmap`. What the step returned (reward,
+    done, metrics) is kept.
     """
     done = state.done > 0
 
@@ -338,9 +339,10 @@ def reset_done(
 
 @custom_vmap
 def batch_any(x: jax.Array) -> jax.Array:
-    """Whether `x` is true anywhere in the whole batch: not batched, however many `vmap`s enclose it.
+    """Whether `x` is true anywhere in the whole batch, however many `vmap`s enclose it.
 
-    A `cond` on it stays a `cond`; with a batched predicate both branches would always run.
+    The result is never batched: a `cond` on it stays a `cond`; with a batched predicate both
+    branches would always run.
     """
     return jnp.any(x)
 

@@ -1,7 +1,7 @@
 """What acts: a `Policy` is a few pure functions over one observation.
 
-One `rollout` (see `jaxrobo.rollout`) serves all of them: a Gaussian policy has an empty carry, a chunked policy
-carries its chunk, a scripted expert its stage, a residual policy its base's carry.
+One `rollout` (see `jaxrobo.rollout`) serves all of them: a Gaussian policy has an empty carry, a
+chunked policy carries its chunk, a scripted expert its stage, a residual policy its base's carry.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Policy(NamedTuple):
     """The functions that act in one simulation.
 
     Attributes:
-      act: `(params, carry, observation, key) -> (action [action_size], carry, aux)`, every control step.
-        `aux` is a dict (log_prob, base_action, stage, ...).
+      act: `(params, carry, observation, key) -> (action [action_size], carry, aux)`, every control
+        step. `aux` is a dict (log_prob, base_action, stage, ...).
       init: `(observation, key) -> carry`, at the start of an episode; cheap.
       plan: `(params, carry, observation, key) -> carry`, every `period` steps.
       observe: `State -> observation`; scripted experts read the physics state.
@@ -141,7 +141,8 @@ def residual(base: Policy, correction: Policy, scale: float) -> Policy:
     """A base policy plus a small correction at every step: `base + scale * correction`.
 
     Args:
-      base: the policy to correct; its parameters are `params["base"]`. It observes as it does alone.
+      base: the policy to correct; its parameters are `params["base"]`. It observes as it does
+        alone.
       correction: acts on `{"obs": base's observation, "base_action": base's action}` with
         `params["residual"]`; it has no plan of its own.
       scale: how much of the correction is added.

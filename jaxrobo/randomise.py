@@ -39,7 +39,8 @@ class Randomise(Wrapper):
     """Draws model fields anew for every episode.
 
     A factor on `body_mass` applies to `body_inertia` too, one on `actuator_gainprm` to
-    `actuator_biasprm`. The constants that MuJoCo derives are computed at reset and travel in the state.
+    `actuator_biasprm`. The constants that MuJoCo derives are computed at reset and travel in the
+    state.
 
     Example::
 

@@ -32,11 +32,11 @@ class Config:
     """Options of `DofbotReacher`; the defaults are those of the original's `DofbotReacher.yaml`.
 
     Attributes:
-      profile: "isaac", the drive as the original simulates it: a first-order lag whose speed nothing
-        limits; or "servo", the URDF's 1 rad/s.
+      profile: "isaac", the drive as the original simulates it: a first-order lag whose speed
+        nothing limits; or "servo", the URDF's 1 rad/s.
       velocity_cap: joint speed limit in rad/s instead of the profile's.
-      episode_steps: control steps an episode lasts. The original's episodeLength of 600 times out at a
-        progress of 599.
+      episode_steps: control steps an episode lasts. The original's episodeLength of 600 times out
+        at a progress of 599.
       success_tolerance: a goal is reached within this distance, m.
       distance_scale: weight of the distance in the reward, 1/m.
       action_scale: weight of the squared action in the reward.
@@ -74,24 +74,29 @@ class Config:
 class DofbotReacher(PhysicsEnv):
     """Reach one goal after another with a marker 10 cm beyond the wrist of a Dofbot arm.
 
-    Re-implements the task of OmniIsaacGymEnvs-DofbotReacher in its URDF mode (five joints): joint position
-    targets at 60 Hz, two physics steps of 8.3 ms each; goals in four columns of 5 x 5 x 20 cm around
-    the base; `-10 * distance - 2e-4 * |action|^2 + 250 * reached` a step. A reached goal is replaced
-    by a new one and the episode goes on. `metrics["goals"]` counts them.
+    Re-implements the task of OmniIsaacGymEnvs-DofbotReacher in its URDF mode (five joints): joint
+    position targets at 60 Hz, two physics steps of 8.3 ms each; goals in four columns of 5 x 5 x 20
+    cm around the base; `-10 * distance - 2e-4 * |action|^2 + 250 * reached` a step. A reached goal
+    is replaced by a new one and the episode goes on. `metrics["goals"]` counts them.
 
     Observation `[26]`, clipped to +-5: joint positions scaled by the task's limits (5), 0.2 * joint
-    velocities (5), goal position (3) and orientation (4), marker's orientation relative to the goal's (4), last
-    action (5). Quaternions are wxyz. Action `[5]`: targets, scaled to the task's limits.
+    velocities (5), goal position (3) and orientation (4), marker's orientation relative to the
+    goal's (4), last action (5). Quaternions are wxyz. Action `[5]`: targets, scaled to the task's
+    limits.
 
     Different from the original, on purpose:
-      - Reward, success and the relative orientation use the pose after the step. The original uses the
-        one from before it, and shows a new goal one step late; `upstream_lag=True` restores both. (It
-        also rewards the first step of an episode by the last pose of the episode before; that isn't restored.)
-      - The end of the time is a truncation that learners may bootstrap from; the original doesn't tell.
+      - Reward, success and the relative orientation use the pose after the step. The original uses
+        the one from before it, and shows a new goal one step late; `upstream_lag=True` restores
+        both. (It also rewards the first step of an episode by the last pose of the episode before;
+        that isn't restored.)
+      - The end of the time is a truncation that learners may bootstrap from; the original doesn't
+        tell.
       - 26 numbers are observed and 5 controlled; the original pads them to 29 and 6.
-      - The links have a realistic mass and the drives 1/100 of the original's gains, which leaves its lag of
-        0.0506 s (see `envs.robots.dofbot`); there is gravity, which sags the arm by less than 0.5 mrad.
-      - The speed limit of the URDF, which PhysX doesn't enforce, is a choice (`profile`, `velocity_cap`).
+      - The links have a realistic mass and the drives 1/100 of the original's gains, which leaves
+        its lag of 0.0506 s (see `envs.robots.dofbot`); there is gravity, which sags the arm by less
+        than 0.5 mrad.
+      - The speed limit of the URDF, which PhysX doesn't enforce, is a choice (`profile`,
+        `velocity_cap`).
       - Relative control, broken upstream for five joints, works, with the control step of 16.6 ms.
     """
 
@@ -236,8 +241,8 @@ _REWARDS = ("distance", "action", "goal")
 def sample_goal(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A goal position `[3]` in one of the four columns, m, and an orientation `[4]`, wxyz.
 
-    With u uniform in (-1, 1): x and y are `0.05 u + 0.15 sign(u)`, z is `|0.2 u| + 0.15`; the orientation
-    is a turn by `pi u` about x after one about y (`reset_target_pose` of the original).
+    With u uniform in (-1, 1): x and y are `0.05 u + 0.15 sign(u)`, z is `|0.2 u| + 0.15`; the
+    orientation is a turn by `pi u` about x after one about y (`reset_target_pose` of the original).
     """
     u = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
     xy = 0.05 * u[:2] + 0.15 * jnp.where(u[:2] < 0, -1.0, 1.0)

@@ -1,7 +1,8 @@
 """The Yahboom Dofbot: a desktop arm of five revolute joints.
 
-Kinematics and limits are those of the manufacturer's URDF, as used by OmniIsaacGymEnvs-DofbotReacher
-(`thirdparty/dofbot_info/urdf/dofbot.urdf`, commit 7ed46b3); the geometry is our own.
+Kinematics and limits are those of the manufacturer's URDF, as used by
+OmniIsaacGymEnvs-DofbotReacher (`thirdparty/dofbot_info/urdf/dofbot.urdf`, commit 7ed46b3); the
+geometry is our own.
 """
 
 import math
@@ -14,8 +15,8 @@ JOINTS = tuple(f"joint{i}" for i in range(1, 6))
 STIFFNESS = 1048 * 180 / math.pi / 100
 """Position gain of each joint, N m / rad.
 
-The original's drive (1048 N m / degree), divided by 100 like `DAMPING`: there the links weigh 1e-6 kg, so
-that only the ratio of the two matters. Ours have a real mass, negligible at this stiffness.
+The original's drive (1048 N m / degree), divided by 100 like `DAMPING`: there the links weigh 1e-6
+kg, so that only the ratio of the two matters. Ours have a real mass, negligible at this stiffness.
 """
 
 DAMPING = 53 * 180 / math.pi / 100

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation (Schulman et al. 2016, equation 16), with the end of an episode told apart."""
+"""Generalised advantage estimation (Schulman et al. 2016, equation 16)."""
 
 import chex
 import jax

@@ -38,8 +38,8 @@ class Config:
       gae_decay: lambda of the advantages.
       clip: how far the probability ratio may move, and the value if `clip_values`.
       learning_rate: of Adam; where the schedule starts.
-      schedule: "adaptive" holds the KL divergence of each epoch near `kl_target`, by factors of 1.5 within
-        [1e-6, 1e-2] (rl_games); "cosine" falls to zero over `cosine_iterations`.
+      schedule: "adaptive" holds the KL divergence of each epoch near `kl_target`, by factors of 1.5
+        within [1e-6, 1e-2] (rl_games); "cosine" falls to zero over `cosine_iterations`.
       kl_target: nats.
       cosine_iterations: iterations until the learning rate is zero.
       value_coef: weight of the value's loss.
@@ -48,7 +48,8 @@ class Config:
       max_grad_norm: to which the gradient is clipped.
       clip_values: whether the value's loss is clipped like the policy's.
       normalise_observations: whether observations are normalised by their running statistics.
-      normalise_values: whether the value is learned in units of the running statistics of the returns.
+      normalise_values: whether the value is learned in units of the running statistics of the
+        returns.
       normalise_advantages: whether each iteration's advantages are normalised.
       truncation_as_done: whether the end of the time counts as a terminal state.
       reward_scale: factor on rewards.
@@ -147,7 +148,7 @@ def make(env: Env, config: Config | None = None) -> Trainer:
         config.init_log_std,
     )
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
-    observe = lambda obs: flatten_observation(env.observation_spec, obs)  # noqa: E731
+    observe = lambda obs: flatten_observation(env.observation_spec, obs)
     sampling, greedy = (_make_policy(network, observe, config, d) for d in (False, True))
 
     def init(key: jax.Array, inputs: Any) -> TrainState:
@@ -171,7 +172,7 @@ def make(env: Env, config: Config | None = None) -> Trainer:
     def collect(state: TrainState, inputs: Any) -> tuple[TrainState, Transition]:
         del inputs
         params = _policy_params(state)
-        run = lambda s: rollout(env, sampling, params, s, config.horizon)  # noqa: E731
+        run = lambda s: rollout(env, sampling, params, s, config.horizon)
         states, batch = jax.vmap(run, out_axes=(0, 1))(state.rollout)
         return state.replace(rollout=states), batch
 
@@ -277,12 +278,13 @@ def _optimise(
         updates, opt_state = optimiser.update(grads, state.opt_state)
         updates = jax.tree.map(lambda u: -state.learning_rate * u, updates)
         params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return state.replace(params=params, opt_state=opt_state), metrics
 
     def epoch(state: TrainState, key: chex.PRNGKey) -> tuple[TrainState, Metrics]:
-        order = jax.random.permutation(key, n).reshape(config.minibatches, -1)
-        take = lambda state, rows: gradient_step(state, jax.tree.map(lambda a: a[rows], samples))  # noqa: E731
+        # Half the price of jax.random.permutation on a CPU; a tie in 32 bits does no harm here.
+        order = jnp.argsort(jax.random.bits(key, (n,))).reshape(config.minibatches, -1)
+        take = lambda state, rows: gradient_step(state, jax.tree.map(lambda a: a[rows], samples))
         state, metrics = jax.lax.scan(take, state, order)
         metrics = jax.tree.map(jnp.mean, metrics)
         if config.schedule == "adaptive":
@@ -340,5 +342,5 @@ def _episode_metrics(batch: Transition) -> Metrics:
     """Means over the episodes that ended within the batch, NaN if none did."""
     done = batch.terminated | batch.truncated
     count = jnp.sum(done)
-    mean = lambda x: jnp.sum(jnp.where(done, x, 0.0)) / count  # noqa: E731
+    mean = lambda x: jnp.sum(jnp.where(done, x, 0.0)) / count
     return {"episode/count": count} | {f"episode/{k}": mean(v) for k, v in batch.episode.items()}

@@ -1,4 +1,4 @@
-"""What every algorithm is: a few pure functions over one complete state, as an optax optimiser is."""
+"""What every algorithm is: a few pure functions over one complete state, as in optax."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,14 +19,16 @@ class Trainer(NamedTuple):
     Attributes:
       init: `(key, inputs) -> state`. The state holds everything that changes, and `iteration`.
       collect: `(state, inputs) -> (state, batch)`.
-      update: `(state, batch, inputs) -> (state, metrics)`. `metrics` holds scalars; those of finished
-        episodes are under `episode/`, NaN where none finished.
-      step: `(state, inputs) -> (state, metrics)`: `collect` and `update`, jitted; donates the state.
+      update: `(state, batch, inputs) -> (state, metrics)`. `metrics` holds scalars; those of
+        finished episodes are under `episode/`, NaN where none finished.
+      step: `(state, inputs) -> (state, metrics)`: `collect` and `update`, jitted; donates the
+        state.
       policy: `(state, deterministic) -> (policy, params)`.
       inputs: what the functions read and never change (a dataset, a frozen policy); a pytree.
       env: the environment, without automatic resets.
       config: the algorithm's configuration, a dataclass.
-      steps_per_iteration: environment steps (or gradient steps) of one call of `step`: budgets count these.
+      steps_per_iteration: environment steps (or gradient steps) of one call of `step`: budgets
+        count these.
     """
 
     init: Callable[[jax.Array, Any], TrainState]

@@ -29,7 +29,9 @@ def flatten_observation(spec: Spec | dict[str, Spec], observation: Observation) 
     values = observation if isinstance(observation, dict) else {"observation": observation}
     for name, entry in specs.items():
         if entry.kind != "state":
-            raise ValueError(f"an MLP reads observations of kind 'state'; {name!r} is {entry.kind!r}")
+            raise ValueError(
+                f"an MLP reads observations of kind 'state'; {name!r} is {entry.kind!r}"
+            )
     return jnp.concatenate([values[k].reshape(-1) for k in sorted(specs)])
 
 
@@ -68,7 +70,8 @@ class ActorCritic(nn.Module):
       hidden: widths of the hidden layers.
       activation: name of the activation.
       shared: whether policy and value share the hidden layers.
-      init_log_std: initial logarithm of the standard deviation, which doesn't depend on the observation.
+      init_log_std: initial logarithm of the standard deviation, which doesn't depend on the
+        observation.
     """
 
     action_size: int

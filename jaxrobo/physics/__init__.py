@@ -18,8 +18,8 @@ def make_physics(
 
     Args:
       mj_model: the model.
-      engine: "native" (MuJoCo's C engine on CPU threads), "mjx" (MuJoCo XLA, on the device), or "auto":
-        "mjx" where JAX has an accelerator, "native" otherwise.
+      engine: "native" (MuJoCo's C engine on CPU threads), "mjx" (MuJoCo XLA, on the device), or
+        "auto": "mjx" where JAX has an accelerator, "native" otherwise.
       threads: CPU threads of the native engine; all cores if None.
 
     Raises:

@@ -1,9 +1,10 @@
 """A host call inside jit that batches under `vmap` and never deadlocks.
 
-`jax.pure_callback` puts its inputs on the device *inside* the callback and then waits for that copy. The
-copy needs a thread of the pool that the callbacks occupy, so programs with several devices, or one core, hang
-as soon as the arguments exceed about 100 kB. The primitive here hands the host function the numpy views that
-the runtime already has. This is the only file that touches private JAX API.
+`jax.pure_callback` puts its inputs on the device *inside* the callback and then waits for that
+copy. The copy needs a thread of the pool that the callbacks occupy, so programs with several
+devices, or one core, hang as soon as the arguments exceed about 100 kB. The primitive here hands
+the host function the numpy views that the runtime already has. This is the only file that touches
+private JAX API.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +26,12 @@ def host_call(
 ) -> list[jax.Array]:
     """Calls `fn` on the host from inside a JAX program, once for a whole batch.
 
-    Written for one sample. Every enclosing `vmap` adds a leading axis; `fn` sees them flattened into one.
+    Written for one sample. Every enclosing `vmap` adds a leading axis; `fn` sees them flattened
+    into one.
 
     Args:
-      fn: a pure, hashable, thread-safe function: XLA may drop, hoist or repeat its calls, and run several
-        at once. It receives numpy arrays `[n, *arg.shape]`, read-only, and returns arrays
+      fn: a pure, hashable, thread-safe function: XLA may drop, hoist or repeat its calls, and run
+        several at once. It receives numpy arrays `[n, *arg.shape]`, read-only, and returns arrays
         `[n, *out.shape]`, where `n` is the number of samples (1 without `vmap`).
       out: shape and dtype of each result, for one sample.
       *args: arrays of one sample.
@@ -52,7 +54,8 @@ def _flat_call(*args: Any, fn: HostFunction, out: tuple, lead: tuple[int, ...]) 
     n = int(np.prod(lead, dtype=np.int64))
     flat = [np.asarray(a).reshape((n, *np.shape(a)[len(lead) :])) for a in args]
     return tuple(
-        np.asarray(r, o.dtype).reshape((*lead, *o.shape)) for r, o in zip(fn(*flat), out, strict=True)
+        np.asarray(r, o.dtype).reshape((*lead, *o.shape))
+        for r, o in zip(fn(*flat), out, strict=True)
     )
 
 

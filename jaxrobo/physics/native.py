@@ -43,11 +43,11 @@ _SHAPES = _FRAMES | {"geom_size"}
 
 
 class NativePhysics(Physics):
-    """MuJoCo's C engine. A batch of simulations is one multi-threaded call, wherever `vmap` is applied.
+    """MuJoCo's C engine: a batch of simulations, however `vmap` made it, is one threaded call.
 
-    Every call writes the whole state, so results don't depend on history, on the number of threads or
-    on the size of the batch. Programs that contain it are skipped by JAX's persistent compilation cache
-    and can't be differentiated.
+    Every call writes the whole state, so results don't depend on history, on the number of threads
+    or on the size of the batch. Programs that contain it are skipped by JAX's persistent
+    compilation cache and can't be differentiated.
     """
 
     engine = "native"
@@ -225,7 +225,7 @@ class _BatchPool:
 
     @contextlib.contextmanager
     def lend(self, n: int, varied: tuple[str, ...]) -> Iterator[Batch]:
-        """A Batch of `n` simulations with the model fields `varied` expanded, for this caller alone."""
+        """A Batch of `n` simulations with the fields `varied` expanded, for this caller alone."""
         key = (n, varied)
         with self._lock:
             idle = self._free.get(key)

@@ -41,8 +41,8 @@ class PhysicsState:
       mocap_quat: orientations of the mocap bodies, wxyz. [nmocap, 4]
       xfrc_applied: Cartesian force and torque on each body, N, N m. [nbody, 6]
       eq_active: which equality constraints are active, bool. [neq]
-      model: the model fields that this simulation has values of its own for, with the constants that
-        MuJoCo derives from them; empty when all simulations share the model.
+      model: the model fields that this simulation has values of its own for, with the constants
+        that MuJoCo derives from them; empty when all simulations share the model.
       xpos: body frame positions, m. [nbody, 3]
       xquat: body frame orientations, wxyz. [nbody, 4]
       site_xpos: site positions, m. [nsite, 3]
@@ -80,8 +80,8 @@ class Physics(abc.ABC):
     """Advances a `PhysicsState`. Engines implement `_forward`, `_advance` and `_derive_constants`.
 
     Attributes:
-      mj_model: the model, a private copy with MuJoCo's silent auto-reset turned off. A simulation that
-        diverges keeps its non-finite numbers and says so in `PhysicsState.diverged`.
+      mj_model: the model, a private copy with MuJoCo's silent auto-reset turned off. A simulation
+        that diverges keeps its non-finite numbers and says so in `PhysicsState.diverged`.
     """
 
     engine: str
@@ -98,11 +98,11 @@ class Physics(abc.ABC):
         """Makes the state of one simulation.
 
         Args:
-          model: values of this simulation's own for fields of `MjModel`, each of the field's shape; a
-            field of `MjOption` is named `opt.<field>`. The constants that MuJoCo derives from them
-            are computed here, once, and travel in the state.
-          **fields: any of `STATE`; those not given come from the model (`qpos0`, the pose of the mocap
-            bodies, `eq_active0`; the rest is zero).
+          model: values of this simulation's own for fields of `MjModel`, each of the field's shape;
+            a field of `MjOption` is named `opt.<field>`. The constants that MuJoCo derives from
+            them are computed here, once, and travel in the state.
+          **fields: any of `STATE`; those not given come from the model (`qpos0`, the pose of the
+            mocap bodies, `eq_active0`; the rest is zero).
 
         Raises:
           ValueError: on an unknown field or a wrong shape.
@@ -133,8 +133,8 @@ class Physics(abc.ABC):
 
         Args:
           state: where to start.
-          inputs: new values of any of `INPUTS`: of the field's own shape to be held throughout, or with a
-            leading axis `substeps` to be applied one by one. What isn't given stays as it is.
+          inputs: new values of any of `INPUTS`: of the field's own shape to be held throughout, or
+            with a leading axis `substeps` to be applied one by one. What isn't given stays.
           substeps: number of physics steps, each of `mj_model.opt.timestep` seconds.
           record: names of sensors to return for every substep.
 
@@ -180,7 +180,7 @@ class Physics(abc.ABC):
     def _advance(
         self, state: PhysicsState, inputs: dict[str, jax.Array], substeps: int, record: bool
     ) -> tuple[PhysicsState, jax.Array | None]:
-        """The state after `substeps`, derived fields current, and `[substeps, nsensordata]` if `record`."""
+        """The state after `substeps`, and `[substeps, nsensordata]` if `record`."""
 
     def _defaults(self) -> dict[str, jax.Array]:
         """The state at the start of a simulation, without what is derived."""
