@@ -32,6 +32,7 @@ class Canvas:
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_resizeOffscreen(width, height, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        mujoco.mjr_rectangle(self._picture, 0.0, 0.0, 0.0, 1.0)  # its memory isn't blank
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._option = mujoco.MjvOption()
 
