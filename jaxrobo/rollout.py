@@ -125,7 +125,7 @@ def rollout(
         return state, transitions
 
     state, transitions = jax.lax.scan(block, state, length=steps // policy.period)
-    flat = lambda x: x.reshape(steps, *x.shape[2:])  # noqa: E731
+    flat = lambda x: x.reshape(steps, *x.shape[2:])
     return state, jax.tree.map(flat, transitions)
 
 
@@ -155,7 +155,7 @@ def _block(
 ) -> tuple[RolloutState, Transition]:
     """Plans once, then acts `policy.period` times; `idle`: the simulation may be over already."""
     idle = idle or policy.period > 1
-    plan_key, key = jax.random.split(state.key) if policy.period > 1 else (state.key, state.key)
+    plan_key, key = jax.random.split(state.key)
     carry = policy.plan(params, state.carry, policy.observe(state.env), plan_key)
 
     def step(state: RolloutState, _: None) -> tuple[RolloutState, Transition]:
@@ -200,8 +200,8 @@ def _restart(env: Env, policy: Policy, state: RolloutState) -> RolloutState:
     key, env_key, policy_key = jax.random.split(state.key, 3)
     new = reset_done(env, state.env, env_key)
     carry = policy.init(policy.observe(new), policy_key)
-    pick = lambda n, o: jnp.where(done, n, o)  # noqa: E731
-    zero = lambda x: jnp.where(done, 0, x)  # noqa: E731
+    pick = lambda n, o: jnp.where(done, n, o)
+    zero = lambda x: jnp.where(done, 0, x)
     new = new.replace(
         done=zero(new.done), terminated=new.terminated & ~done, truncated=new.truncated & ~done
     )
