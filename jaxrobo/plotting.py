@@ -1,7 +1,7 @@
 """Learning curves from the logs of a run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +44,7 @@ def plot_learning_curve(runs: Mapping[str, Path], path: Path, metric: str) -> No
     keys = {key for rows in logs for row in rows for key in row}
     training, validation = f"train/episode/{metric}", f"validation/{metric}"
     if not keys & {training, validation}:
-        valid = sorted(key.removeprefix("validation/") for key in keys if "validation/" in key)
-        raise ValueError(f"no log has {metric!r}; they have {', '.join(valid) or 'nothing'}")
+        raise ValueError(f"no log has {metric!r}; valid: {', '.join(_metrics(keys)) or 'none'}")
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     label = f"validation ({100 * LEVEL:g} % interval)"
@@ -69,6 +68,17 @@ def _read(path: Path) -> list[Row]:
     if not rows or not all(isinstance(row, dict) and "steps" in row for row in rows):
         raise ValueError(f"{path} isn't a log of metrics: rows need 'steps'")
     return rows
+
+
+def _metrics(keys: Iterable[str]) -> list[str]:
+    """The names of the episodes' metrics in a log."""
+    named = (
+        key.removeprefix(prefix)
+        for key in keys
+        for prefix in ("train/episode/", "validation/")
+        if key.startswith(prefix) and not key.endswith(("/low", "/high"))
+    )
+    return sorted(set(named))
 
 
 def _curve(rows: Sequence[Row], key: str) -> _Curve:
