@@ -81,7 +81,7 @@ class Config:
     truncation_as_done: bool = False
     reward_scale: float = 1.0
     hidden: tuple[int, ...] = (64, 64)
-    activation: str = "elu"
+    activation: str = "tanh"
     shared_trunk: bool = True
     init_log_std: float = 0.0
 

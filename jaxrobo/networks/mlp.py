@@ -46,7 +46,7 @@ class MLP(nn.Module):
     """
 
     sizes: Sequence[int]
-    activation: str = "elu"
+    activation: str = "tanh"
     activate_final: bool = False
     final_scale: float = 1.0
 
@@ -76,7 +76,7 @@ class ActorCritic(nn.Module):
 
     action_size: int
     hidden: Sequence[int] = (64, 64)
-    activation: str = "elu"
+    activation: str = "tanh"
     shared: bool = True
     init_log_std: float = 0.0
 
