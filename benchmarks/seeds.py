@@ -1,0 +1,89 @@
+"""What do several seeds in one program cost, against as many runs one after another?
+
+Both are compiled ahead of time; what is timed is whole iterations of PPO with the preset of DofbotReacher.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import tyro
+
+from benchmarks.common import report
+from experiments import train
+from experiments.common import make_trainer
+from jaxrobo.rollout import split_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the benchmark.
+
+    Attributes:
+      seeds: how many.
+      iterations: timed, after one that warms up.
+      repeats: times each is run; the fastest counts.
+      out: where to write JSON.
+    """
+
+    seeds: int = 8
+    iterations: int = 10
+    repeats: int = 3
+    out: Path | None = None
+
+
+def main(options: Options) -> None:
+    run, task, config = train.parse(["--env", "DofbotReacher"])
+    trainer = make_trainer(run.env, run.engine, task, run.algo, config)
+    keys = [split_key("train", seed) for seed in range(options.seeds)]
+
+    def together(trainer):
+        collect = jax.vmap(trainer.collect, (0, None))
+        update = jax.vmap(trainer.update, (0, 0, None))
+        return jax.vmap(trainer.init, (0, None)), collect, update
+
+    batched, compile_batched = _seconds(together(trainer), jax.numpy.stack(keys), options)
+    single = (trainer.init, trainer.collect, trainer.update)
+    one, compile_one = _seconds(single, keys[0], options)
+    steps = trainer.steps_per_iteration * options.iterations * options.seeds
+    rows = [
+        {
+            "seeds": options.seeds,
+            "one program, s": batched,
+            "one after another, s": one * options.seeds,
+            "ratio": batched / (one * options.seeds),
+            "steps/s of all, one program": steps / batched,
+            "compile, one program, s": compile_batched,
+            "compile, one seed, s": compile_one,
+        }
+    ]
+    report(f"{options.iterations} iterations of PPO on DofbotReacher", rows, options.out)
+
+
+def _seconds(functions, keys, options: Options) -> tuple[float, float]:
+    """Seconds of the fastest repeat, and of compilation."""
+    init, collect, update = functions
+    begin = time.perf_counter()
+    state = jax.jit(init)(keys, ())
+    collect = jax.jit(collect, donate_argnums=0)
+    update = jax.jit(update, donate_argnums=0)
+
+    def iterate(state):
+        state, batch = collect(state, ())
+        return update(state, batch, ())[0]
+
+    state = jax.block_until_ready(iterate(state))
+    compilation = time.perf_counter() - begin
+    times = []
+    for _ in range(options.repeats):
+        begin = time.perf_counter()
+        for _ in range(options.iterations):
+            state = iterate(state)
+        jax.block_until_ready(state)
+        times.append(time.perf_counter() - begin)
+    return min(times), compilation
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
