@@ -44,7 +44,7 @@ def quat_multiply(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def quat_conjugate(quat: ArrayLike) -> jax.Array:
-    """The conjugate, which is the inverse rotation of a unit quaternion. [..., 4] -> [..., 4]"""
+    """The conjugate, which is the inverse rotation of a unit quaternion. [..., 4] -> [..., 4]."""
     quat = _array(quat, 4)
     return jnp.concatenate([quat[..., :1], -quat[..., 1:]], axis=-1)
 
@@ -66,14 +66,14 @@ def quat_rotate(quat: ArrayLike, vector: ArrayLike) -> jax.Array:
 
 
 def quat_normalise(quat: ArrayLike) -> jax.Array:
-    """Scales a quaternion to unit length; zero becomes the identity. [..., 4] -> [..., 4]"""
+    """Scales a quaternion to unit length; zero becomes the identity. [..., 4] -> [..., 4]."""
     quat = _array(quat, 4)
     null = jnp.sum(quat**2, axis=-1, keepdims=True) < _TINY
     return _unit(jnp.where(null, _identity_like(quat), quat))
 
 
 def quat_standardise(quat: ArrayLike) -> jax.Array:
-    """Of `q` and `-q`, the one whose scalar part isn't negative. [..., 4] -> [..., 4]"""
+    """Of `q` and `-q`, the one whose scalar part isn't negative. [..., 4] -> [..., 4]."""
     quat = _array(quat, 4)
     return jnp.where(quat[..., :1] < 0, -quat, quat)
 
@@ -97,7 +97,7 @@ def quat_distance(a: ArrayLike, b: ArrayLike) -> jax.Array:
 
 
 def quat_to_matrix(quat: ArrayLike) -> jax.Array:
-    """The matrix of a unit quaternion; its columns are the rotated axes. [..., 4] -> [..., 3, 3]"""
+    """The matrix of a quaternion; its columns are the rotated axes. [..., 4] -> [..., 3, 3]."""
     w, x, y, z = _components(_array(quat, 4))
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -240,17 +240,17 @@ def sixd_to_matrix(sixd: ArrayLike) -> jax.Array:
 
 
 def wxyz_to_xyzw(quat: ArrayLike) -> jax.Array:
-    """Moves the scalar part to the end, for a format that has it there. [..., 4] -> [..., 4]"""
+    """Moves the scalar part to the end, for a format that has it there. [..., 4] -> [..., 4]."""
     return jnp.roll(_array(quat, 4), -1, axis=-1)
 
 
 def xyzw_to_wxyz(quat: ArrayLike) -> jax.Array:
-    """Moves the scalar part to the front, where this library has it. [..., 4] -> [..., 4]"""
+    """Moves the scalar part to the front, where this library has it. [..., 4] -> [..., 4]."""
     return jnp.roll(_array(quat, 4), 1, axis=-1)
 
 
 def random_quat(key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
-    """Draws orientations uniformly over all rotations (a normalised 4D Gaussian). [*shape, 4]"""
+    """Draws orientations uniformly over all rotations (a normalised 4D Gaussian). [*shape, 4]."""
     return quat_normalise(jax.random.normal(key, (*shape, 4)))
 
 

@@ -1,4 +1,4 @@
-"""Rotations: group laws, scipy as the independent implementation, precision and gradients at the edges."""
+"""Rotations: scipy as the independent implementation, precision and gradients at the edges."""
 
 import jax
 import jax.numpy as jnp
