@@ -25,7 +25,7 @@ from jaxrobo.env import (
     vectorise,
 )
 from jaxrobo.physics._callback import host_call
-from tests.learning.diagnostic_envs import Endless, OneStep, Walk, endless, first_state
+from tests.learning.diagnostic_envs import Corridor, Endless, Tasks, Walk, endless, first_state
 
 KEY = jax.random.key(0)
 STAY = jnp.zeros(1)
@@ -126,7 +126,7 @@ def test_time_limit_truncates_exactly_at_its_step():
 
 
 def test_a_terminal_state_at_the_time_limit_is_not_truncated():
-    env = TimeLimit(OneStep(lambda obs, action: 0.0), 1)
+    env = TimeLimit(Corridor(1), 1)
     state = env.step(env.reset(KEY), STAY)
     assert (bool(state.terminated), bool(state.truncated), float(state.done)) == (True, False, 1.0)
 
@@ -363,8 +363,7 @@ def test_wrappers_pass_everything_on():
         env.taste  # noqa: B018
     assert pickle.loads(pickle.dumps(env)).time_limit == 7
     assert copy.deepcopy(env).unwrapped.colour == "red"
-    draw = lambda key: {"goal": jnp.zeros(3), "pose": jnp.zeros(2)}
-    assert OneStep(None, draw).observation_size == {"goal": (3,), "pose": (2,)}
+    assert Tasks().observation_size == {"x": (1,), "task": (6,)}
 
 
 def test_a_physics_env_knows_its_clock_and_engine():

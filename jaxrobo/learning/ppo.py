@@ -340,7 +340,7 @@ def _adapt(rate: jax.Array, kl: jax.Array, target: float) -> jax.Array:
 
 def _episode_metrics(batch: Transition) -> Metrics:
     """Means over the episodes that ended within the batch, NaN if none did."""
-    done = batch.terminated | batch.truncated
+    done = batch.live & (batch.terminated | batch.truncated)
     count = jnp.sum(done)
     mean = lambda x: jnp.sum(jnp.where(done, x, 0.0)) / count
     return {"episode/count": count} | {f"episode/{k}": mean(v) for k, v in batch.episode.items()}

@@ -13,34 +13,46 @@ def first_state(data, obs, metrics=()):
     return State(data, obs, jnp.zeros(()), jnp.zeros(()), no, no, metrics, {})
 
 
-class OneStep(Env):
-    """Every episode is one step: the reward is a function of the observation and the action.
+class Tasks(Env):
+    """Six tasks in one: every episode draws one of them, and the observation tells which.
 
-    Args:
-      reward: `(obs, action) -> reward`.
-      draw: `key -> obs`, an array or a dict of arrays.
+    `x` is drawn from +-1, except for "delayed", where it's the number of steps made.
     """
 
-    time_limit = 1
-
-    def __init__(self, reward, draw=lambda key: jnp.zeros(1)):
-        self._reward, self._draw = reward, draw
-
+    names = ("constant", "observed", "delayed", "target", "follow", "breaking")
     action_size = 1
+    time_limit = 2
 
     @property
     def observation_spec(self):
-        obs = jax.eval_shape(self._draw, jax.random.key(0))
-        return jax.tree.map(lambda x: Spec(x.shape), obs)
+        return {"x": Spec((1,)), "task": Spec((6,))}
+
+    @staticmethod
+    def observe(task, x):
+        return {"x": jnp.reshape(x, 1), "task": jax.nn.one_hot(task, 6)}
 
     def reset(self, key, model=None):
         del model
-        return first_state((), self._draw(key))
+        draw = jax.random.randint(key, (), 0, 12)
+        task, x = draw // 2, 2.0 * (draw % 2) - 1
+        x = jnp.where(task == 2, 0.0, x)
+        return first_state((task, x), self.observe(task, x))
 
     def step(self, state, action):
-        yes = jnp.ones((), bool)
-        reward = self._reward(state.obs, action)
-        return state.replace(reward=reward, done=jnp.ones(()), terminated=yes)
+        """Rewards: 1; x; 0 and then 1; -(a - 0.5)^2; -(a - 0.6 x)^2; the last isn't finite."""
+        task, x = state.data
+        missed = jnp.square(action[0] - jnp.array([0.5, 0.6 * x]))
+        rewards = jnp.array([1.0, x, x, -missed[0], -missed[1], jnp.inf])
+        over = (task != 2) | (x == 1)
+        obs = self.observe(task, x + 1)
+        return state.replace(
+            data=(task, x + 1),
+            obs={**obs, "x": jnp.where(task == 5, jnp.nan, obs["x"])},
+            reward=rewards[task],
+            done=over.astype(jnp.float32),
+            terminated=over,
+            truncated=jnp.zeros((), bool),
+        )
 
 
 class Corridor(Env):

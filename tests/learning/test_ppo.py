@@ -1,0 +1,311 @@
+"""PPO on environments whose values and best actions are known in closed form."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobo.distributions import normal_log_prob
+from jaxrobo.env import NaNGuard
+from jaxrobo.learning import ppo
+from jaxrobo.learning.normaliser import denormalise, normalise
+from jaxrobo.networks import ActorCritic, flatten_observation
+from jaxrobo.rollout import Transition
+from tests.learning.diagnostic_envs import Tasks, endless
+
+TINY = ppo.Config(num_envs=32, horizon=8, epochs=4, minibatches=2, hidden=(16,), discount=0.5)
+KEY = jax.random.key(0)
+
+
+def make(env, **options):
+    return ppo.make(env, dataclasses.replace(TINY, **options))
+
+
+def train(trainer, iterations):
+    """The last state, and the metrics of every iteration, stacked."""
+    state, history = trainer.init(KEY, trainer.inputs), []
+    for _ in range(iterations):
+        state, metrics = trainer.step(state, trainer.inputs)
+        history.append(metrics)
+    return state, jax.tree.map(lambda *m: np.stack(m), *history)
+
+
+def value(trainer, state, obs):
+    """What the critic thinks that an observation is worth, in units of the learner's reward."""
+    c = trainer.config
+    network = ActorCritic(
+        trainer.env.action_size, c.hidden, c.activation, c.shared_trunk, c.init_log_std
+    )
+    x = flatten_observation(trainer.env.observation_spec, obs)
+    if c.normalise_observations:
+        x = normalise(state.observation_stats, x)
+    v = network.apply(state.params, x)[2]
+    return float(denormalise(state.value_stats, v) if c.normalise_values else v)
+
+
+# --- values and actions ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """PPO on six tasks at once, one of which breaks in every episode: trainer, state, metrics."""
+    trainer = make(NaNGuard(Tasks()), learning_rate=1e-2, schedule="adaptive", init_log_std=-1.0)
+    return trainer, *train(trainer, 120)
+
+
+@pytest.mark.parametrize(
+    ("task", "x", "expected"),
+    [
+        ("constant", -1, 1.0),
+        ("constant", 1, 1.0),
+        ("observed", -1, -1.0),
+        ("observed", 1, 1.0),
+        ("delayed", 0, 0.5),  # discounted by 0.5
+        ("delayed", 1, 1.0),
+        ("breaking", 1, 0.0),  # truncated without reward: V = 0 + 0.5 V
+    ],
+)
+def test_values_are_those_of_the_closed_form(tasks, task, x, expected):
+    trainer, state, _ = tasks
+    obs = Tasks.observe(Tasks.names.index(task), float(x))
+    assert value(trainer, state, obs) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("task", "x", "expected"),
+    [("target", -1, 0.5), ("target", 1, 0.5), ("follow", -1, -0.6), ("follow", 1, 0.6)],
+)
+def test_actions_go_to_the_best_ones(tasks, task, x, expected):
+    trainer, state, metrics = tasks
+    policy, params = trainer.policy(state)
+    obs = Tasks.observe(Tasks.names.index(task), float(x))
+    action, _, _ = policy.act(params, policy.init(obs, KEY), obs, KEY)
+    assert action[0] == pytest.approx(expected, abs=0.05)
+    assert metrics["entropy"][-1] < metrics["entropy"][0]  # and the noise shrinks
+
+
+def test_broken_simulations_are_counted_and_never_reach_statistics_or_gradients(tasks):
+    _, state, metrics = tasks
+    assert metrics["episode/diverged"].mean() == pytest.approx(1 / 6, abs=0.02)
+    learned = (state.params, state.opt_state, state.observation_stats, state.value_stats)
+    for x in jax.tree.leaves((learned, metrics)):
+        assert np.isfinite(x).all()
+    mean = state.observation_stats.mean  # of the tasks, and of x, which is 1 in one step of seven
+    np.testing.assert_allclose(mean, [*[1 / 7] * 2, 2 / 7, *[1 / 7] * 4], atol=0.02)
+
+
+def test_the_end_of_the_time_has_a_value():
+    """A reward of 1 a step for ever is worth 1 / (1 - gamma), however often it's cut."""
+    trainer = make(
+        endless(4),
+        discount=0.9,
+        learning_rate=1e-2,
+        schedule="cosine",
+        cosine_iterations=80,
+        shared_trunk=False,
+    )
+    state, metrics = train(trainer, 80)
+    assert value(trainer, state, jnp.ones(1)) == pytest.approx(10, rel=0.03)
+    assert state.params["params"].keys() >= {"trunk", "critic"}
+    rates = 0.5e-2 * (1 + np.cos(np.pi * np.arange(80) / 80))
+    np.testing.assert_allclose(metrics["learning_rate"], rates, rtol=1e-4)
+    learned = jax.tree.map(np.array, state.params)
+    state, after = trainer.step(state, ())
+    assert after["learning_rate"] == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, learned)
+
+
+def test_the_end_of_the_time_can_count_as_a_terminal_state():
+    """The mean over the 4 steps of an episode of what remains of it; rewards scaled by 0.01.
+
+    Trained by `collect` and `update` apart, as with an external simulator.
+    """
+    trainer = make(
+        endless(4),
+        discount=0.9,
+        gae_decay=1.0,
+        learning_rate=1e-2,
+        schedule="constant",
+        truncation_as_done=True,
+        reward_scale=0.01,
+        normalise_values=False,
+        normalise_observations=False,
+    )
+    collect, update = jax.jit(trainer.collect), jax.jit(trainer.update)
+    state = trainer.init(KEY, ())
+    for i in range(80):
+        state, batch = collect(state, ())
+        assert batch.reward.shape == (8, 32)
+        state, metrics = update(state, batch, ())
+        assert metrics["learning_rate"] == np.float32(1e-2)
+        assert state.observation_stats.count == 32 * 8 * (i + 1)
+    remaining = [np.sum(0.9 ** np.arange(n)) for n in (1, 2, 3, 4)]
+    expected = 0.01 * np.mean(remaining)
+    assert value(trainer, state, jnp.ones(1)) == pytest.approx(expected, rel=0.05)
+    episode = {k: float(metrics[f"episode/{k}"]) for k in ("reward", "length", "count")}
+    assert episode == {"reward": 4, "length": 4, "count": 32 * 8 / 4}  # the reward isn't scaled
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+LINEAR = ActorCritic(2, hidden=())
+ONLY_POLICY = dataclasses.replace(TINY, value_coef=0.0, bounds_coef=0.0)
+loss = jax.jit(ppo._loss, static_argnums=(1, 2))
+
+
+def linear_samples(seed, mean_bias=(0.0, 0.0)):
+    """Parameters of a linear policy and value, and four samples that they could have made."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    dense = lambda n, bias: {"Dense_0": {"kernel": draw(3, n), "bias": jnp.asarray(bias)}}
+    heads = {"mean": dense(2, mean_bias), "value": dense(1, [0.3]), "log_std": jnp.zeros(2)}
+    params = {"params": heads}
+    obs, action = draw(4, 3), draw(4, 2)
+    mean, log_std, value = LINEAR.apply(params, obs)
+    log_prob = normal_log_prob(action, mean, log_std)
+    samples = ppo._Samples(obs, action, log_prob, mean, log_std, value, draw(4), draw(4))
+    return params, samples
+
+
+def test_the_first_gradient_is_that_of_reinforce():
+    params, samples = linear_samples(0)
+
+    def reinforce(params):
+        mean, log_std, _ = LINEAR.apply(params, samples.observation)
+        return -jnp.mean(normal_log_prob(samples.action, mean, log_std) * samples.advantage)
+
+    grads, metrics = jax.grad(loss, has_aux=True)(params, LINEAR, ONLY_POLICY, samples)
+    expected = jax.jit(jax.grad(reinforce))(params)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, grads, expected)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected)) > 0.1
+    assert (metrics["kl"], metrics["clip_fraction"]) == (0, 0)
+
+
+def test_the_ratio_is_clipped_where_it_went_too_far():
+    """Ratios of 2 and 1/2 with both signs of the advantage; clip = 0.2."""
+    params, samples = linear_samples(1)
+    ratio = jnp.array([2.0, 2.0, 0.5, 0.5])
+    samples = samples.replace(
+        log_prob=samples.log_prob - jnp.log(ratio), advantage=jnp.array([1.0, -1.0, 1.0, -1.0])
+    )
+    total, metrics = loss(params, LINEAR, ONLY_POLICY, samples)
+    surrogate = [1.2, -2.0, 0.5, -0.8]
+    assert metrics["policy_loss"] == pytest.approx(-np.mean(surrogate), rel=1e-5)
+    assert total == metrics["policy_loss"]
+    assert metrics["clip_fraction"] == 1
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_value_is_clipped_around_its_old_one(clip):
+    """max((v - t)^2, (clip(v) - t)^2) for v above and below its old value; clip = 0.2."""
+    params, samples = linear_samples(2)
+    v = samples.value
+    samples = samples.replace(
+        value=v + jnp.array([-1.0, -1.0, 1.0, 0.1]), target=v + jnp.array([2.0, -2.0, 0.5, 0.3])
+    )
+    expected = np.square([2.0, 2.0, 0.5, 0.3])
+    if clip:  # v moved by -0.8, -0.8, 0.8, 0
+        expected = np.maximum(expected, np.square([2.8, 1.2, 0.3, 0.3]))
+    config = dataclasses.replace(ONLY_POLICY, value_coef=3.0, clip_values=clip)
+    total, metrics = jax.device_get(loss(params, LINEAR, config, samples))
+    assert metrics["value_loss"] == pytest.approx(np.mean(expected), rel=1e-4)
+    assert total == pytest.approx(metrics["policy_loss"] + 3 * metrics["value_loss"], rel=1e-5)
+
+
+def test_means_beyond_the_bounds_and_certainty_are_priced():
+    params, samples = linear_samples(3, mean_bias=(1.6, -3.1))
+    samples = samples.replace(observation=jnp.zeros((4, 3)))
+    config = dataclasses.replace(ONLY_POLICY, bounds_coef=0.1, entropy_coef=0.01)
+    total, metrics = jax.device_get(loss(params, LINEAR, config, samples))
+    assert metrics["bounds_loss"] == pytest.approx(0.5**2 + 2.0**2, rel=1e-5)
+    assert metrics["entropy"] == pytest.approx(np.log(2 * np.pi * np.e), rel=1e-5)
+    priced = 0.1 * metrics["bounds_loss"] - 0.01 * metrics["entropy"]
+    assert total == pytest.approx(metrics["policy_loss"] + priced, rel=1e-4)
+
+
+# --- the adaptive schedule ------------------------------------------------------------------------
+
+
+def test_the_rate_adapts_once_an_epoch_by_factors_of_one_and_a_half(tasks):
+    rates = np.append(np.float32(1e-2), tasks[2]["learning_rate"])
+    factors = np.log(rates[1:] / rates[:-1]) / np.log(1.5)
+    within = (rates[1:] < 0.99e-2) & (rates[:-1] < 0.99e-2)
+    assert within.any()
+    np.testing.assert_allclose(factors[within], np.round(factors[within]), atol=1e-3)
+    assert np.abs(factors).max() < 4.01  # as many as there are epochs
+    assert rates.max() <= np.float32(1e-2)
+
+
+def test_the_rate_falls_with_the_divergence_and_keeps_within_its_bounds():
+    adapt = lambda rate, kl: float(ppo._adapt(jnp.float32(rate), jnp.float32(kl), 0.02))
+    assert adapt(1e-3, 0.05) == pytest.approx(1e-3 / 1.5)
+    assert adapt(1e-3, 0.039) == adapt(1e-3, 0.011) == pytest.approx(1e-3)
+    assert adapt(1e-3, 0.009) == pytest.approx(1.5e-3)
+    assert adapt(1e-6, 1.0) == pytest.approx(1e-6)
+    assert adapt(9e-3, 0.0) == pytest.approx(1e-2)
+
+
+# --- the trainer ----------------------------------------------------------------------------------
+
+
+def test_nothing_is_compiled_twice(tasks):
+    trainer, state, _ = tasks
+    assert trainer.step._cache_size() == 1
+    assert state.iteration == 120
+    assert trainer.steps_per_iteration == 32 * 8
+
+
+def test_seeds_side_by_side_equal_seeds_one_by_one(tasks):
+    trainer = tasks[0]
+    keys = jax.random.split(KEY, 3)
+    init, step = lambda key: trainer.init(key, ()), lambda state: trainer.step(state, ())
+    seeds, vmapped = jax.vmap(init)(keys), jax.jit(jax.vmap(step))
+    for _ in range(2):
+        seeds, metrics = vmapped(seeds)
+    for i, key in enumerate(keys):
+        state, _ = step(init(key))
+        state, alone = step(state)
+        close = lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)
+        jax.tree.map(close, (seeds.params, metrics), (state.params, alone))
+    assert len(np.unique(metrics["policy_loss"])) == 3
+
+
+def test_episode_metrics_are_means_over_the_episodes_that_ended():
+    sums = {"reward": jnp.array([[1.0, 2.0], [3.0, 5.0]]), "length": jnp.ones((2, 2))}
+    no = jnp.zeros((2, 2), bool)
+    batch = Transition(
+        obs=(),
+        action=(),
+        reward=(),
+        next_obs=(),
+        terminated=no.at[0, 1].set(True).at[1, 1].set(True),
+        truncated=no.at[1, 0].set(True),
+        live=~no.at[1, 1].set(True),  # idles where its episode ended
+        episode=sums,
+        aux={},
+    )
+    metrics = ppo._episode_metrics(batch)
+    assert (metrics["episode/count"], metrics["episode/reward"]) == (2, 2.5)
+    none = ppo._episode_metrics(batch.replace(terminated=no, truncated=no))
+    assert none["episode/count"] == 0
+    assert np.isnan(none["episode/reward"])  # not zero
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be positive, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"minibatches": 3}, "minibatches must divide num_envs [*] horizon = 256, got 3"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'; valid: adaptive, cosine, constant"),
+        ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
+        ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(Tasks(), **options)
