@@ -9,16 +9,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+from rich.text import Text
 
 T = TypeVar("T")
 
 
-def parse(options: type[T], argv: Sequence[str], description: str, default: T | None = None) -> T:
+def parse(
+    options: type[T],
+    argv: Sequence[str],
+    program: str,
+    description: str,
+    default: T | None = None,
+) -> T:
     """Reads flags into a dataclass; the fields of a dataclass within it are flags without a prefix.
 
     Args:
       options: the dataclass.
       argv: the arguments.
+      program: what the command is called.
       description: what `--help` says first.
       default: where the defaults come from.
 
@@ -32,6 +40,7 @@ def parse(options: type[T], argv: Sequence[str], description: str, default: T | 
             return tyro.cli(
                 options,
                 args=argv,
+                prog=program,
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
                 **more,
@@ -82,10 +91,16 @@ def fail(message: str) -> NoReturn:
 
 
 def _unbox(text: str) -> str:
-    """The first paragraph within a box that tyro draws, and the flags that it suggests."""
-    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    flags = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
-    hint = f"; perhaps {' or '.join(flags)}" if "Perhaps you meant:" in lines else ""
-    message = " ".join(lines[:rule]) + hint if lines else text
-    return re.sub(r"^Error parsing (?!--)\S+: ", "", message)  # names a dataclass, not a flag
+    """The message in a box that tyro draws, and the flags that it suggests.
+
+    A box has parts between rules: in ASCII the title, the message, more; otherwise the title is in
+    the frame.
+    """
+    text = Text.from_ansi(text).plain
+    lines = [line.strip("│ ") for line in text.splitlines() if line[:1] not in "╭╰"]
+    parts = re.split(r"\n[-─]+\n", "\n".join(lines))
+    message = parts[0] if text.startswith("╭") or len(parts) < 2 else parts[1]
+    for part in parts:
+        if part.startswith("Perhaps you meant:"):
+            message += f"; perhaps {' or '.join(re.findall(r'^--[a-z-]+', part, re.MULTILINE))}"
+    return re.sub(r"^Error parsing ((?!--)\S+: )?", "", message)  # a dataclass's name says nothing

@@ -54,7 +54,8 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    o = cli.parse(Options, sys.argv[1:] if argv is None else argv, __doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    o = cli.parse(Options, argv, "python -m experiments.evaluate", __doc__)
     with cli.failing(RunError):
         trainer = restore_trainer(o.run_dir, o.engine)
         stored = rundir.read_config(o.run_dir)

@@ -21,6 +21,8 @@ from experiments.presets import preset
 from jaxrobo import rundir, training
 from jaxrobo.metrics import JSONL
 
+_COMMAND = "python -m experiments.train"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if result.interrupted:
         again = argv if run.resume else [*argv, "--resume"]
-        print(f"to go on: python -m experiments.train {shlex.join(again)}")
+        print(f"to go on: {_COMMAND} {shlex.join(again)}")
         return
     seeds = range(run.seed, run.seed + run.seeds)
     title = f"{run.env}: {run.test_episodes} test episodes, best of {result.steps:,} steps"
@@ -102,7 +104,7 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
     chosen = first.parse_known_args(argv)[0]
     if chosen.env is None:
         if {"-h", "--help"} & set(argv):
-            cli.parse(Run, ["--help"], f"{__doc__}\n{known}")
+            cli.parse(Run, ["--help"], _COMMAND, f"{__doc__}\n{known}")
         cli.fail(f"--env is missing; valid: {', '.join(envs.names())}")
     algo = chosen.algo or "ppo"
     with cli.failing(ValueError):
@@ -111,7 +113,7 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
         values = cli.distribute(preset(chosen.env, algo, chosen.profile), Run, task, config)
         run = Run(env=chosen.env, algo=algo, **values[0])
         default = options(run, task(**values[1]), config(**values[2]))
-    parsed = cli.parse(options, argv, f"{__doc__}\n{known}", default)
+    parsed = cli.parse(options, argv, _COMMAND, f"{__doc__}\n{known}", default)
     return parsed.run, parsed.task, parsed.algorithm
 
 

@@ -8,7 +8,7 @@ that loads.
 import concurrent.futures
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 
 class RunError(ValueError):
@@ -87,8 +88,10 @@ def load(folder: Path, template: Any) -> tuple[Any, dict[str, Any]]:
         raise _damaged(path, error) from error
     if leaves != (expected := _describe(named)):
         raise RunError(f"{path} holds something else: {_difference(leaves, expected)}")
+    stored = _without_empty(blank)
     try:
-        data = blank | _restore(path, "state", ocp.args.StandardRestore(_without_empty(blank)))
+        _read_through(path / "state", stored)
+        data = blank | _restore(path, "state", ocp.args.StandardRestore(stored))
     except Exception as error:
         raise _damaged(path, error) from error
     if _digest(_Snapshot(leaves, data)) != digest:
@@ -132,6 +135,20 @@ def _restore(path: Path, item: str, args: Any) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: args}))
     return restored[item]
+
+
+def _read_through(folder: Path, names: Iterable[str]) -> None:
+    """Reads every array once, one by one, and raises ValueError if that's not possible.
+
+    Orbax reads all at once: if one fails, the others' threads complain on stderr some time later.
+    """
+    base = {"driver": "file", "path": f"{folder.absolute()}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    keys = {key.decode() for key in store.list().result()}
+    if missing := {f"{name}/.zarray" for name in names} - keys:
+        raise ValueError(f"{min(missing)} is missing")
+    for key in keys:
+        store.read(key).result()
 
 
 def _remove_all_but(kept: Path | None, folder: Path) -> None:

@@ -35,7 +35,7 @@ class Logs:
         self,
         run_dir: Path,
         folders: Sequence[Path],
-        iteration: int,
+        iteration: int | None,
         steps: int,
         config: Mapping[str, Any],
         wandb: ModuleType | None = None,
@@ -45,7 +45,7 @@ class Logs:
         Args:
           run_dir: the run's folder.
           folders: where each seed's files are.
-          iteration: the last iteration that stays.
+          iteration: the last iteration whose rows stay; None if no row does.
           steps: the same in the trainer's counter.
           config: the run's configuration.
           wandb: what `find_wandb` found, to log there as well.
@@ -54,12 +54,12 @@ class Logs:
         self._files, self._boards = [], []
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            _drop_after(folder / JSONL, iteration)
+            _drop_after(folder / JSONL, -1 if iteration is None else iteration)
             self._files.append((folder / JSONL).open("a", buffering=1))  # a line at a time
             self._boards.append(
                 tensorboardX.SummaryWriter(
                     str(folder / "tensorboard"),
-                    purge_step=steps + 1 if iteration else None,
+                    purge_step=0 if iteration is None else steps + 1,
                     flush_secs=10,
                 )
             )

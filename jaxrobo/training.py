@@ -117,9 +117,10 @@ def run(
     progress = progress or _begin(plan, programs)
     progress.compile_seconds += programs.seconds
     done, total = plan.steps_after(progress.iteration), plan.steps_after(plan.iterations)
+    kept = None if progress.is_new else progress.iteration
     with (
         checkpoint.Writer() as writer,
-        Logs(plan.run_dir, plan.folders, progress.iteration, done, config, wandb_module) as logs,
+        Logs(plan.run_dir, plan.folders, kept, done, config, wandb_module) as logs,
         Display(total, done, trainer.env.metric.name) as display,
     ):
         _Loop(plan, programs, progress, writer, logs, display).run()
@@ -185,6 +186,11 @@ class _Progress:
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was evaluated yet."""
+        return self.scores[0] == -math.inf
+
 
 def _load(plan: Plan) -> _Progress | None:
     """Where a run stopped; None if it was killed before it saved anything."""
@@ -232,7 +238,7 @@ class _Loop:
         """Iterates until the budget is used up, or a signal asks to stop."""
         plan, progress, previous = self.plan, self.progress, None
         with _stop_on_signal() as stop_requested:
-            if progress.iteration == 0:
+            if progress.is_new:
                 self._evaluate_and_save()
             while progress.iteration < plan.iterations:
                 metrics = self._iterate()
@@ -369,7 +375,7 @@ def _write_results(
 ) -> None:
     """A `result.json` for each seed, and one for all if there are several."""
     metric = plan.trainer.env.metric.name
-    common = {k: config[k] for k in ("env", "algo", "engine") if k in config}
+    names = {k: config[k] for k in ("env", "algo", "engine") if k in config}
     costs = {
         "steps": plan.steps_after(progress.iteration),
         "wall_seconds": progress.wall_seconds,
@@ -378,18 +384,17 @@ def _write_results(
         "episodes": plan.test_episodes,
         "metric": metric,
     }
-    circumstances = {"hardware": rundir.hardware(), "config": config}
+    context = {"hardware": rundir.hardware(), "config": config}
+
+    def write(folder: Path, who: dict, value: Estimate, more: dict) -> None:
+        parts = names | who | costs | {metric: value} | more | context
+        rundir.write_json(folder / rundir.RESULT, parts)
+
+    seeds = [plan.seed + k for k in range(plan.seeds)]
     for k, (folder, estimates) in enumerate(zip(plan.folders, tests, strict=True)):
-        seed = {"seed": plan.seed + k}
-        best = {"best_steps": progress.best_steps[k]}
-        rundir.write_json(
-            folder / rundir.RESULT, common | seed | costs | estimates | best | circumstances
-        )
+        more = {"best_steps": progress.best_steps[k], "estimates": estimates}
+        write(folder, {"seed": seeds[k]}, estimates[metric], more)
     if plan.seeds > 1:
-        means = np.array([e[metric].mean for e in tests])
-        seeds = {"seeds": [plan.seed + k for k in range(plan.seeds)]}
-        overall = {metric: Estimate(float(means.mean()), *student_interval(means))}
-        each = {"each": means.tolist()}
-        rundir.write_json(
-            plan.run_dir / rundir.RESULT, common | seeds | costs | overall | each | circumstances
-        )
+        means = np.array([estimates[metric].mean for estimates in tests])
+        mean = Estimate(float(means.mean()), *student_interval(means))
+        write(plan.run_dir, {"seeds": seeds}, mean, {"each": means.tolist()})

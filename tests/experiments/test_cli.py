@@ -1,0 +1,169 @@
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import envs
+from experiments import cli, evaluate, train
+from experiments.common import ALGORITHMS, load
+from experiments.presets import PRESETS
+from jaxrobo import rendering, training
+from jaxrobo.rollout import episode_key
+
+REACHER = ["--env", "DofbotReacher"]
+
+
+def refusal(main, argv, capsys):
+    """The one line on stderr with which a command exits with 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["--env is missing", "valid: DofbotReacher"]),
+        (["--env", "Foo"], ["unknown environment 'Foo'", "valid: DofbotReacher"]),
+        ([*REACHER, "--algo", "foo"], ["unknown algorithm 'foo'", "valid: ppo"]),
+        ([*REACHER, "--engine", "foo"], ["'foo'", "'auto', 'native', 'mjx'"]),
+        ([*REACHER, "--profile", "foo"], ["'foo'", "'isaac', 'servo'"]),
+        ([*REACHER, "--num-env", "8"], ["--num-env", "perhaps --num-envs"]),
+        ([*REACHER, "--num-envs", "0"], ["num_envs must be positive, got 0"]),
+        ([*REACHER, "--num-envs", "many"], ["--num-envs", "'many'"]),
+        ([*REACHER, "--steps", "-5"], ["steps must be at least 1, got -5"]),
+        ([*REACHER, "--seeds", "0"], ["seeds must be at least 1, got 0"]),
+        ([*REACHER, "--episode-steps", "0"], ["episode_steps must be positive, got 0"]),
+        ([*REACHER, "--activation", "foo"], ["'foo'", "elu"]),
+        ([*REACHER, "--resume", "--run-dir", "/nowhere"], ["there is no run in /nowhere"]),
+    ],
+)
+def test_train_refuses_in_one_line_before_compiling(argv, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "compile_programs", None)
+    monkeypatch.chdir(tmp_path)
+    message = refusal(train.main, argv, capsys)
+    for word in words:
+        assert word in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["--run-dir"]),
+        (["--run-dir", "nowhere"], ["there is no run in nowhere"]),
+        (["--run-dir", "nowhere", "--split", "dev"], ["'dev'", "'validation', 'test'"]),
+        (["--run-dir", "nowhere", "--episodes", "0"], ["episodes must be at least 1, got 0"]),
+    ],
+)
+def test_evaluate_refuses_in_one_line(argv, words, capsys):
+    message = refusal(evaluate.main, argv, capsys)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_messages_are_the_same_for_any_terminal(encoding, colour, monkeypatch, capsys):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding)
+    terminal.isatty = lambda: colour
+    for argv, expected in [
+        (["--num-env", "8"], "error: Unrecognized options: --num-env, 8; perhaps --num-envs\n"),
+        (["--num-envs", "0"], "error: num_envs must be positive, got 0\n"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", terminal)
+            with pytest.raises(SystemExit):
+                train.main([*REACHER, *argv])
+        assert capsys.readouterr().err == expected
+
+
+def test_an_existing_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "notes").write_text("precious")
+    message = refusal(train.main, [*REACHER, "--run-dir", str(tmp_path)], capsys)
+    assert f"{tmp_path} exists: resume the run, or choose another folder" in message
+
+
+def test_the_command_exits_with_2_and_without_a_traceback():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "experiments.train", "--env", "Foo"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown environment 'Foo'; valid: DofbotReacher\n"
+
+
+def test_flags_override_presets_which_override_defaults():
+    run, task, config = train.parse(REACHER)
+    for name, value in PRESETS["DofbotReacher", "ppo"].items():
+        owner = next(o for o in (run, task, config) if hasattr(o, name))
+        assert getattr(owner, name) == value
+    argv = [*REACHER, "--num-envs", "64", "--steps", "9", "--profile", "servo", "--hidden", "8"]
+    run, task, config = train.parse([*argv, "--no-clip-values", "--velocity-cap", "2"])
+    assert (run.steps, config.num_envs, config.hidden, config.clip_values) == (9, 64, (8,), False)
+    assert (task.profile, task.velocity_cap) == ("servo", 2.0)
+    expected = PRESETS["DofbotReacher", "ppo"] | PRESETS["DofbotReacher", "ppo", "servo"]
+    assert config.discount == expected["discount"]
+
+
+@pytest.mark.parametrize("env", envs.names())
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_option_of_every_task_and_algorithm_is_a_flag(env, algo, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        train.main(["--env", env, "--algo", algo, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for group in (train.Run, envs.config_class(env), ALGORITHMS[algo].config_class):
+        for field in dataclasses.fields(group):
+            assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_presets_name_what_exists():
+    for env, algo, *profile in PRESETS:
+        variant = ["--profile", *profile] if profile else []
+        train.parse(["--env", env, "--algo", algo, *variant])
+
+
+def test_two_owners_of_a_flag_are_refused():
+    with pytest.raises(ValueError, match="'seed' is an option of run and task"):
+        cli.merge(run=train.Run, task=dataclasses.make_dataclass("Config", [("seed", int)]))
+
+
+def test_train_then_evaluate_then_act(tmp_path, capsys, monkeypatch):
+    run_dir = tmp_path / "run"
+    small = "--num-envs 8 --horizon 4 --epochs 1 --minibatches 1 --hidden 8 --episode-steps 6"
+    budget = "--steps 64 --evaluate-every 32 --evaluation-episodes 4 --test-episodes 6"
+    argv = [*REACHER, "--engine", "native", "--run-dir", str(run_dir), *small.split()]
+    train.main([*argv, *budget.split()])
+    assert "DofbotReacher" in capsys.readouterr().out
+    result = json.loads((run_dir / "result.json").read_text())
+    assert (result["env"], result["algo"], result["engine"]) == ("DofbotReacher", "ppo", "native")
+    assert (result["steps"], result["episodes"], result["metric"]) == (64, 6, "goals")
+    assert (run_dir / "learning_curve.png").stat().st_size > 0
+
+    films = []
+    monkeypatch.setattr(rendering, "record_video", lambda *arguments: films.append(arguments))
+    evaluate.main(["--run-dir", str(run_dir), "--engine", "native", "--episodes", "6", "--video"])
+    stored = json.loads((run_dir / "evaluation-best-test-0.json").read_text())
+    assert stored["estimates"]["seed 0"] == result["estimates"]
+
+    env, policy, params = load(run_dir, engine="native")
+    assert films[0][0].observation_spec == env.observation_spec
+    assert films[0][3] == run_dir / "video-best-test-0.mp4"
+    first = jax.random.key_data(episode_key("test", 0, 0))
+    np.testing.assert_array_equal(jax.random.key_data(films[0][4])[0], first)
+    action, _, _ = policy.act(params, (), np.zeros(26, np.float32), jax.random.key(0))
+    assert action.shape == (env.action_size,)
+    capsys.readouterr()
+    message = refusal(train.main, [*argv, "--resume", "--seed", "1"], capsys)
+    assert "seed is 0 there, 1 here" in message

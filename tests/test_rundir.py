@@ -1,0 +1,96 @@
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from jaxrobo.checkpoint import RunError
+from jaxrobo.evaluation import Estimate
+from jaxrobo.rundir import claim, hardware, plain, read_config, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    hidden: tuple[int, ...] = (64, 64)
+    cap: float | None = None
+
+
+def test_everything_becomes_what_json_can_hold(tmp_path):
+    data = {
+        "config": Config(),
+        "estimate": Estimate(0.5, float("nan"), np.float32(1)),
+        "list": [np.int64(3), True, "x"],
+        "path": tmp_path,
+    }
+    expected = {
+        "config": {"hidden": [64, 64], "cap": None},
+        "estimate": {"mean": 0.5, "low": None, "high": 1.0},
+        "list": [3, True, "x"],
+        "path": str(tmp_path),
+    }
+    assert json.loads(json.dumps(plain(data))) == expected
+
+
+def test_a_run_may_go_on_with_the_same_configuration_and_another_budget(tmp_path):
+    claim(tmp_path / "a", {"task": Config(), "steps": 10}, resume=False)
+    claim(tmp_path / "a", {"task": Config(), "steps": 20}, resume=True)
+    assert read_config(tmp_path / "a") == {"task": plain(Config()), "steps": 20}
+
+
+def test_all_differences_are_named_with_both_values(tmp_path):
+    claim(tmp_path / "a", {"task": Config(), "seed": 0, "old": 1}, resume=False)
+    changed = {"task": Config((32,), 0.5), "seed": 0, "new": "x"}
+    with pytest.raises(RunError) as error:
+        claim(tmp_path / "a", changed, resume=True)
+    assert str(error.value).split(": ")[1].split("; ") == [
+        "task.hidden is [64, 64] there, [32] here",
+        "task.cap is None there, 0.5 here",
+        "old is 1 there, missing here",
+        "new is missing there, 'x' here",
+    ]
+    assert read_config(tmp_path / "a")["old"] == 1
+
+
+def test_only_a_new_or_empty_folder_is_taken(tmp_path):
+    claim(tmp_path / "deep" / "er", {}, resume=False)
+    (tmp_path / "empty").mkdir()
+    claim(tmp_path / "empty", {}, resume=False)
+    (tmp_path / "file").write_text("precious")
+    for name in ("empty", "file"):
+        with pytest.raises(RunError, match="exists: resume the run, or choose another folder"):
+            claim(tmp_path / name, {}, resume=False)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no run in .*config.json is missing"),
+        ('{"task": ', "config.json is damaged"),
+        ("\xff", "config.json is damaged"),
+        ("[1, 2]", "is not the configuration of a run"),
+    ],
+)
+def test_missing_damaged_and_foreign_configurations_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(RunError, match=message):
+        claim(tmp_path, {}, resume=True)
+
+
+def test_a_file_is_whole_even_if_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_hardware_names_the_processor():
+    assert "cores of" in hardware()
