@@ -2,6 +2,10 @@
 
 Everything is written for ONE configuration; `jax.vmap` makes it a batch. Lengths are in metres,
 angles in radians, quaternions wxyz; poses, Jacobians and twists are in the frame of the base.
+
+    chain = Chain.from_model(mj_model, tip="tool")
+    pose = forward(chain, data.qpos[chain.qpos_adr])
+    solutions = jax.vmap(inverse, (None, 0))(chain, positions)
 """
 
 from typing import NamedTuple
