@@ -5,13 +5,22 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 from rich.text import Text
 
 T = TypeVar("T")
+
+
+def start(main: Callable[[], None]) -> None:
+    """Runs a command; Ctrl-C ends it with the exit code that shells know."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("aborted", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse(

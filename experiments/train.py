@@ -125,7 +125,4 @@ def _plot(run_dir: Path, seeds: range, metric: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("aborted")
+    cli.start(main)

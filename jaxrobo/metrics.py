@@ -135,14 +135,14 @@ class Display:
         """Shows `done` of `total` steps, and the latest value of `metric`."""
         self._total, self._first, self._metric = total, done, metric
         self._started = self._last = time.monotonic()
-        self._score = ""
-        self._console = Console()
+        self._score = self._pending = ""
+        console = Console()
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             TextColumn("{task.fields[text]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total, completed=done, text="")
 
@@ -152,10 +152,8 @@ class Display:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
-
-    def note(self, text: str) -> None:
-        """Prints a line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._pending:
+            print(self._pending, flush=True)
 
     def score(self, values: Sequence[float]) -> None:
         """Takes the metric's values, one a seed."""
@@ -164,12 +162,13 @@ class Display:
     def show(self, steps: int) -> None:
         """Shows that `steps` are done."""
         now = time.monotonic()
-        self._bar.update(self._task, completed=steps, text=self._text(steps, now))
-        if not self._console.is_terminal and (
-            now - self._last >= self.period or steps >= self._total
-        ):
-            self._last = now
-            self.note(self._text(steps, now))
+        text = self._text(steps, now)
+        self._bar.update(self._task, completed=steps, text=text)
+        if self._bar.disable:
+            self._pending = text
+            if now - self._last >= self.period:
+                print(text, flush=True)
+                self._last, self._pending = now, ""
 
     def _text(self, steps: int, now: float) -> str:
         speed = (steps - self._first) / max(now - self._started, 1e-9)

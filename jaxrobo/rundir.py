@@ -29,23 +29,20 @@ _FREE = ("steps", "test_episodes")
 """What may change when a run goes on."""
 
 
-def claim(run_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
-    """Makes the folder of a new run, or checks that an old run may go on; stores the configuration.
+def check(run_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
+    """Checks that a new run may take a folder, or that an old run may go on there.
 
     Raises:
       RunError: if a new run's folder isn't empty; if there's no run to resume, or it was started
         with another configuration: all fields that differ are named, with both values.
     """
-    config = plain(config)
     if resume:
-        if changes := _differences(_fixed(read_config(run_dir)), _fixed(config)):
+        if changes := _differences(_fixed(read_config(run_dir)), _fixed(plain(config))):
             raise RunError(
                 f"{run_dir} was started with another configuration: {'; '.join(changes)}"
             )
     elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise RunError(f"{run_dir} exists: resume the run, or choose another folder")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / CONFIG, config)
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -68,7 +65,7 @@ def seed_dir(run_dir: Path, seed: int, seeds: int) -> Path:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a file that is whole at every moment."""
+    """Writes a file that is whole at every moment, and makes its folder."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(plain(data), indent=2) + "\n")
 

@@ -110,8 +110,9 @@ def run(
     )
     config = plan.complete(config or {})
     wandb_module = find_wandb() if wandb else None
-    rundir.claim(plan.run_dir, config, resume)
+    rundir.check(plan.run_dir, config, resume)
     progress = _load(plan) if resume else None
+    rundir.write_json(plan.run_dir / rundir.CONFIG, config)
     programs = compile_programs(plan)
     print(f"compiled in {programs.seconds:.1f} s", flush=True)
     progress = progress or _begin(plan, programs)
@@ -242,20 +243,16 @@ class _Loop:
                 self._evaluate_and_save()
             while progress.iteration < plan.iterations:
                 metrics = self._iterate()
-                if previous is not None:
-                    self._log(
-                        *previous
-                    )  # it's finished by now: the device never waits for the logs
+                if previous is not None:  # it's finished by now: the device doesn't wait for logs
+                    self._log(*previous)
                 previous = progress.iteration, metrics
                 stop = stop_requested()
-                due = progress.iteration % plan.interval == 0
-                if due or stop or progress.iteration == plan.iterations:
+                over = progress.iteration == plan.iterations
+                due = over or progress.iteration % plan.interval == 0
+                if due or stop:
                     self._log(*previous)
                     previous = None
-                    if due or not stop:
-                        self._evaluate_and_save()
-                    else:
-                        self._save()
+                    (self._evaluate_and_save if due else self._save)()
                 if stop:
                     break
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxrobo.checkpoint import RunError
 from jaxrobo.evaluation import Estimate
-from jaxrobo.rundir import claim, hardware, plain, read_config, write_json
+from jaxrobo.rundir import check, hardware, plain, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,34 +33,30 @@ def test_everything_becomes_what_json_can_hold(tmp_path):
 
 
 def test_a_run_may_go_on_with_the_same_configuration_and_another_budget(tmp_path):
-    claim(tmp_path / "a", {"task": Config(), "steps": 10}, resume=False)
-    claim(tmp_path / "a", {"task": Config(), "steps": 20}, resume=True)
-    assert read_config(tmp_path / "a") == {"task": plain(Config()), "steps": 20}
+    write_json(tmp_path / "config.json", {"task": Config(), "steps": 10})
+    check(tmp_path, {"task": Config(), "steps": 20}, resume=True)
 
 
 def test_all_differences_are_named_with_both_values(tmp_path):
-    claim(tmp_path / "a", {"task": Config(), "seed": 0, "old": 1}, resume=False)
+    write_json(tmp_path / "config.json", {"task": Config(), "seed": 0, "old": 1})
     changed = {"task": Config((32,), 0.5), "seed": 0, "new": "x"}
     with pytest.raises(RunError) as error:
-        claim(tmp_path / "a", changed, resume=True)
+        check(tmp_path, changed, resume=True)
     assert str(error.value).split(": ")[1].split("; ") == [
         "task.hidden is [64, 64] there, [32] here",
         "task.cap is None there, 0.5 here",
         "old is 1 there, missing here",
         "new is missing there, 'x' here",
     ]
-    assert read_config(tmp_path / "a")["old"] == 1
 
 
 def test_only_a_new_or_empty_folder_is_taken(tmp_path):
-    claim(tmp_path / "deep" / "er", {}, resume=False)
-    (tmp_path / "empty").mkdir()
-    claim(tmp_path / "empty", {}, resume=False)
+    check(tmp_path / "new", {}, resume=False)
+    check(tmp_path, {}, resume=False)
     (tmp_path / "file").write_text("precious")
-    for name in ("empty", "file"):
+    for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(RunError, match="exists: resume the run, or choose another folder"):
-            claim(tmp_path / name, {}, resume=False)
-    assert (tmp_path / "file").read_text() == "precious"
+            check(folder, {}, resume=False)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +72,7 @@ def test_missing_damaged_and_foreign_configurations_are_refused(tmp_path, conten
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="latin-1")
     with pytest.raises(RunError, match=message):
-        claim(tmp_path, {}, resume=True)
+        check(tmp_path, {}, resume=True)
 
 
 def test_a_file_is_whole_even_if_writing_fails(tmp_path, monkeypatch):

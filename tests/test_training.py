@@ -309,8 +309,10 @@ def test_other_runs_are_refused_and_stay_as_they_are(tmp_path, options, message)
 
 def test_other_inputs_are_refused(tmp_path):
     run(tmp_path / "a", 1, make_trainer(inputs={"data": jnp.arange(3.0)}))
+    before = snapshot(tmp_path / "a")
     with pytest.raises(RunError, match="started with other inputs"):
         run(tmp_path / "a", 2, make_trainer(inputs={"data": jnp.arange(3.0) + 1}), resume=True)
+    assert snapshot(tmp_path / "a") == before
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, straight, capsys):
