@@ -96,16 +96,16 @@ def test_broken_simulations_are_counted_and_never_reach_statistics_or_gradients(
     np.testing.assert_allclose(mean, [*[1 / 7] * 2, 2 / 7, *[1 / 7] * 4], atol=0.02)
 
 
-def test_the_end_of_the_time_has_a_value():
+@pytest.fixture(scope="module")
+def cosine():
+    """PPO on a task that never ends, with two trunks."""
+    options = dict(schedule="cosine", cosine_iterations=80, shared_trunk=False)
+    return make(endless(4), discount=0.9, learning_rate=1e-2, **options)
+
+
+def test_the_end_of_the_time_has_a_value(cosine):
     """A reward of 1 a step for ever is worth 1 / (1 - gamma), however often it's cut."""
-    trainer = make(
-        endless(4),
-        discount=0.9,
-        learning_rate=1e-2,
-        schedule="cosine",
-        cosine_iterations=80,
-        shared_trunk=False,
-    )
+    trainer = cosine
     state, metrics = train(trainer, 80)
     assert value(trainer, state, jnp.ones(1)) == pytest.approx(10, rel=0.03)
     assert state.params["params"].keys() >= {"trunk", "critic"}
@@ -259,8 +259,8 @@ def test_nothing_is_compiled_twice(tasks):
     assert trainer.steps_per_iteration == 32 * 8
 
 
-def test_seeds_side_by_side_equal_seeds_one_by_one(tasks):
-    trainer = tasks[0]
+def test_seeds_side_by_side_equal_seeds_one_by_one(cosine):
+    trainer = cosine
     keys = jax.random.split(KEY, 3)
     init, step = lambda key: trainer.init(key, ()), lambda state: trainer.step(state, ())
     seeds, vmapped = jax.vmap(init)(keys), jax.jit(jax.vmap(step))
