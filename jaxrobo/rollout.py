@@ -1,8 +1,8 @@
 """Any policy in any environment: collects, evaluates, records.
 
-Written for ONE simulation; `jax.vmap` over states or keys makes it a batch. Planning and resetting happen at
-the edges of blocks of `policy.period` steps, never behind a predicate that `vmap` would turn into both
-branches: a simulation that ends within a block idles, masked, until the block ends.
+Written for ONE simulation; `jax.vmap` over states or keys makes it a batch. Planning and resetting
+happen at the edges of blocks of `policy.period` steps, never behind a predicate that `vmap` would
+turn into both branches: a simulation that ends within a block idles, masked, until the block ends.
 """
 
 from typing import Any
