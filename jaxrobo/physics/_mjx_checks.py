@@ -5,8 +5,6 @@ import numpy as np
 
 from jaxrobo.physics._mjx import mjx
 
-_LAST_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
-
 SENSORS = {
     "actuatorpos",
     "actuatorvel",
@@ -50,7 +48,8 @@ IGNORED = {
 def unsupported(m: mujoco.MjModel) -> list[str]:
     """Names what MJX would leave out or do otherwise; not what it refuses itself."""
     found = [name for name, present in _features(m).items() if np.any(present)]
-    return found + [_describe(m, i) for i in range(m.nsensor) if not _has_sensor(m, i)]
+    lacking = [i for i in range(m.nsensor) if not _has_sensor(m, i)]
+    return found + [f"sensor {m.sensor(i).name!r} ({_kind(m, i)})" for i in lacking]
 
 
 def _features(m: mujoco.MjModel) -> dict[str, bool | int | np.ndarray]:
@@ -93,21 +92,14 @@ def _features(m: mujoco.MjModel) -> dict[str, bool | int | np.ndarray]:
 
 
 def _has_sensor(m: mujoco.MjModel, sensor: int) -> bool:
-    if m.sensor_needstage[sensor] > _LAST_STAGE:
-        return False
     for kind, i in (
         (m.sensor_objtype[sensor], m.sensor_objid[sensor]),
         (m.sensor_reftype[sensor], m.sensor_refid[sensor]),
     ):
         if kind == mujoco.mjtObj.mjOBJ_CAMERA and m.cam_mode[i] != mjx.CamLightType.FIXED:
-            return False
-    return _sensor_name(m, sensor) in SENSORS
+            return False  # MJX gives it the velocity of its body
+    return _kind(m, sensor) in SENSORS
 
 
-def _describe(m: mujoco.MjModel, sensor: int) -> str:
-    stage = "acceleration-stage " if m.sensor_needstage[sensor] > _LAST_STAGE else ""
-    return f"{stage}sensor {m.sensor(sensor).name!r} ({_sensor_name(m, sensor)})"
-
-
-def _sensor_name(m: mujoco.MjModel, sensor: int) -> str:
+def _kind(m: mujoco.MjModel, sensor: int) -> str:
     return mujoco.mjtSensor(m.sensor_type[sensor]).name.removeprefix("mjSENS_").lower()

@@ -8,7 +8,8 @@ import numpy as np
 from jaxrobo.physics._mjx import kinematics, mass_matrix, mjx
 
 _FREE, _BALL = mjx.JointType.FREE, mjx.JointType.BALL
-_SLIDES_ONLY = 2
+_SLIDES = 2
+"""`body_simple` of a body that can only slide; its inverse weight is that of its mass alone."""
 
 
 def set_const(model: mjx.Model, data: mjx.Data) -> dict[str, jax.Array]:
@@ -50,25 +51,26 @@ def _subtree_mass(model: mjx.Model) -> jax.Array:
 
 
 def _body_inverse_weight(model: mjx.Model, data: mjx.Data, inverse: jax.Array) -> jax.Array:
-    """[nbody, 2]: in translation and in rotation; zero for bodies fixed to the world.
-
-    A body that MuJoCo's compiler marked as sliding only has the inverse of its mass.
-    """
+    """[nbody, 2]: in translation and in rotation; zero for bodies fixed to the world."""
     jacobian = jax.vmap(mjx.jac, in_axes=(None, None, 0, 0))
     weights = []
     for jac in jacobian(model, data, data.xipos, jnp.arange(model.nbody)):
         weights.append(jnp.einsum("bia,ij,bja->b", jac, inverse, jac) / 3)
-    mass = jnp.maximum(model.body_mass, mujoco.mjMINVAL)
-    sliding = jnp.stack([1 / mass, jnp.zeros_like(mass)], axis=1)
     general = jnp.where(model.body_weldid[:, None] == 0, 0, jnp.stack(weights, axis=1))
-    return jnp.where(model.body_simple[:, None] == _SLIDES_ONLY, sliding, general)
+    sliding = jnp.stack([1 / _mass(model), jnp.zeros(model.nbody)], axis=1)
+    return jnp.where(model.body_simple[:, None] == _SLIDES, sliding, general)
 
 
 def _dof_inverse_weight(model: mjx.Model, inverse: jax.Array) -> jax.Array:
     """[nv]: averaged over the axes of a ball joint, and over each half of a free joint."""
     mean = np.eye(model.nv)
     for kind, start in zip(model.jnt_type, model.jnt_dofadr, strict=True):
-        groups = {_FREE: (start, start + 3), _BALL: (start,)}.get(kind, ())
-        for first in groups:
+        for first in {_FREE: (start, start + 3), _BALL: (start,)}.get(kind, ()):
             mean[first : first + 3, first : first + 3] = 1 / 3
-    return jnp.asarray(mean, inverse.dtype) @ jnp.diag(inverse)
+    general = jnp.asarray(mean, inverse.dtype) @ jnp.diag(inverse)
+    body = model.dof_bodyid
+    return jnp.where(model.body_simple[body] == _SLIDES, 1 / _mass(model)[body], general)
+
+
+def _mass(model: mjx.Model) -> jax.Array:
+    return jnp.maximum(model.body_mass, mujoco.mjMINVAL)
