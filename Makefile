@@ -22,7 +22,8 @@ help:  ## list the targets
 install: $(STAMP)  ## set up .venv (every target below does it when needed)
 
 demo: $(STAMP)  ## train DofbotReacher, evaluate it and film it
-	$(BIN)/python -m experiments.train --env DofbotReacher --run-dir $(DEMO_DIR)
+	$(BIN)/python -m experiments.train --env DofbotReacher --run-dir $(DEMO_DIR) \
+	  $(if $(wildcard $(DEMO_DIR)/config.json),--resume)
 	$(BIN)/python -m experiments.evaluate --run-dir $(DEMO_DIR) --video
 
 test: lint  ## check style and run the tests; PYTEST_ARGS="-n 2 -k native" goes to pytest

@@ -13,6 +13,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 if sys.platform == "linux" and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
+# Compilation takes most of the time, and optimised code is not worth its price at these sizes.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
 # The first example compiles, so a deadline would measure the compiler.
 settings.register_profile("jaxrobo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("jaxrobo")

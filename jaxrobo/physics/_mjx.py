@@ -13,7 +13,7 @@ import numpy as np
 
 with contextlib.redirect_stdout(None):  # it prints that the optional Warp isn't installed
     from mujoco import mjx
-from mujoco.mjx._src import scan
+from mujoco.mjx._src import scan, support
 
 from jaxrobo.physics.rotations import quat_normalise
 
@@ -57,6 +57,11 @@ _staged_kinematics = types.FunctionType(
     "_staged_kinematics",
 )
 """`mjx.kinematics` with its tree scan replaced; MJX itself stays as it is."""
+
+
+jacobian_rate = jax.vmap(support.jac_dot, in_axes=(None, None, 0, 0))
+"""`(model, data, points [n, 3], bodies [n])` -> the time derivatives of the Jacobians of points
+fixed to bodies, in translation and in rotation; after `mjx.com_vel`. [n, nv, 3] each."""
 
 
 def mass_matrix(model: mjx.Model, data: mjx.Data) -> jax.Array:
