@@ -71,6 +71,7 @@ def _features(m: mujoco.MjModel) -> dict[str, bool | int | np.ndarray]:
     return {
         f"integrator {integrator.name} (valid: Euler, implicitfast)": not known,
         "muscles with the implicitfast integrator": muscles and implicit,
+        "models without joints": not m.nv,
         "plugins": m.nplugin,
         "flexes": m.nflex,
         "actuator or sensor delays": m.nhistory,

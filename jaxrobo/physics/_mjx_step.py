@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from mujoco.mjx._src import support
 
-from jaxrobo.physics._mjx import kinematics, mass_matrix, mjx
+from jaxrobo.physics._mjx import jacobian_rate, kinematics, mass_matrix, mjx
 from jaxrobo.physics.rotations import quat_conjugate, quat_multiply
 
 _NO_EQUALITY = mjx.DisableBit.EQUALITY | mjx.DisableBit.CONSTRAINT
@@ -109,7 +108,6 @@ def _frame(
         at_site = quat_multiply(data.xquat[body], model.site_quat[site])
         quat = jnp.where(sites[:, None], at_site, quat)
         point = jnp.where(sites[:, None], data.site_xpos[site], point)
-    jacobian_rate = jax.vmap(support.jac_dot, in_axes=(None, None, 0, 0))
     linear, angular = jacobian_rate(model, data, point, jnp.asarray(body))
     pure = lambda vector: jnp.pad(vector, ((0, 0), (1, 0)))
     return data.qvel @ linear, pure(data.qvel @ angular), pure(data.cvel[body, :3]), quat

@@ -240,6 +240,12 @@ def test_what_mjx_lacks_is_refused_by_name(changes, named):
         make_physics(_pendulum(**changes), "mjx")
 
 
+def test_a_model_without_joints_is_refused():
+    m = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size="1"/></worldbody></mujoco>')
+    with pytest.raises(ValueError, match="doesn't support models without joints"):
+        make_physics(m, "mjx")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
