@@ -8,15 +8,15 @@ from typing import Any
 
 PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     ("DofbotReacher", "ppo"): {
-        "steps": 6_000_000,
-        "evaluate_every": 500_000,
+        "steps": 5_000_000,
+        "evaluate_every": 1_000_000,
         "num_envs": 2048,
         "horizon": 16,
         "epochs": 3,
         "discount": 0.95,  # a goal takes 4 steps
     },
     # A goal takes 50 steps.
-    ("DofbotReacher", "ppo", "servo"): {"discount": 0.98, "steps": 10_000_000},
+    ("DofbotReacher", "ppo", "servo"): {"discount": 0.98, "steps": 8_000_000},
 }
 """By task and algorithm, or by task, algorithm and profile, which adds to the former."""
 

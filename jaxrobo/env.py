@@ -120,6 +120,7 @@ class PhysicsEnv(Env):
     Attributes:
       physics: the engine.
       substeps: physics steps a control step.
+      visual_model: what pictures show: the same bodies and joints, with all their looks.
     """
 
     def __init__(
@@ -128,9 +129,11 @@ class PhysicsEnv(Env):
         substeps: int,
         engine: str = "auto",
         threads: int | None = None,
+        visual_model: mujoco.MjModel | None = None,
     ) -> None:
         self.physics: Physics = make_physics(mj_model, engine, threads)
         self.substeps = substeps
+        self.visual_model = mj_model if visual_model is None else visual_model
 
     @property
     def mj_model(self) -> mujoco.MjModel:

@@ -91,7 +91,7 @@ def record_video(
     trajectory = record(env, policy, params, keys, max_steps)
     stride, rate = real_time(env.dt, fps or _MAX_FPS)
     tile = _SIZES[_columns(keys.size)]
-    write_video(path, render(env.mj_model, trajectory, None, *tile, stride=stride), rate)
+    write_video(path, render(env.visual_model, trajectory, None, *tile, stride=stride), rate)
 
 
 def record(

@@ -18,7 +18,6 @@ from mujoco.batch import Batch
 from jaxrobo.physics._callback import host_call
 from jaxrobo.physics.types import DERIVED, INPUTS, Physics, PhysicsState
 
-_VEL = int(mujoco.mjtStage.mjSTAGE_VEL)
 _EVOLVING = ("time", "qpos", "qvel", "act", "qacc_warmstart")
 _WRITTEN = (*_EVOLVING, *INPUTS, "eq_active")
 _MAX_IDLE_KINDS = 16
@@ -66,6 +65,10 @@ class NativePhysics(Physics):
             raise ValueError(f"threads must be at least 1, got {threads}")
         super().__init__(mj_model)
         self._pool = _BatchPool(self.mj_model, threads)
+        # The stages that the derived fields need: velocities only if a sensor measures one.
+        velocity = mujoco.mjtStage.mjSTAGE_VEL
+        measured = np.any(self.mj_model.sensor_needstage == velocity)
+        self._stage = int(velocity if measured else mujoco.mjtStage.mjSTAGE_POS)
         # Equal calls must be the same object to JAX. One cache an engine: a shared one would keep
         # every engine alive.
         self._host_forward = functools.cache(self._host_forward)
@@ -136,7 +139,7 @@ class NativePhysics(Physics):
                 for name, value in zip(names, arrays, strict=True):
                     _slot(batch, name)[...] = value
                 bound = [batch.bind(name) for name in outputs]
-                batch.forward(stage=_VEL)
+                batch.forward(stage=self._stage)
                 dtype = arrays[0].dtype
                 return tuple(
                     _like(b, dtype, self._derived_shapes()[k])
@@ -165,7 +168,7 @@ class NativePhysics(Physics):
                         _slot(batch, name)[...] = rows[name]
                 bound = {k: batch.bind(k) for k in outputs if k != "record"}
                 if one_call:
-                    batch.step(nstep=substeps, stage=_VEL)
+                    batch.step(nstep=substeps, stage=self._stage)
                 else:
                     sensors = batch.bind("sensordata") if record else None
                     trace = np.empty((n, substeps, self.mj_model.nsensordata), dtype)
@@ -173,7 +176,7 @@ class NativePhysics(Physics):
                         for name in stepped:
                             batch.bind(name)[...] = rows[name][:, i]
                         current = record or i == substeps - 1
-                        batch.step(nstep=1, stage=_VEL if current else 0)
+                        batch.step(nstep=1, stage=self._stage if current else 0)
                         if record:
                             trace[:, i] = sensors
                     if record:
