@@ -8,7 +8,7 @@ from typing import Any
 
 PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     ("DofbotReacher", "ppo"): {
-        "steps": 5_000_000,
+        "steps": 9_000_000,
         "evaluate_every": 1_000_000,
         "num_envs": 2048,
         "horizon": 16,
