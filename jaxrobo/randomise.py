@@ -52,7 +52,8 @@ class Randomise(Wrapper):
 
         Args:
           env: an environment on a MuJoCo model.
-          fields: a distribution for each field of `MjModel` that varies.
+          fields: a distribution for each field of `MjModel` that varies; one of `MjOption` is
+            named `opt.<field>`.
 
         Raises:
           ValueError: on an unknown field, one that isn't made of real numbers, a companion given
@@ -88,12 +89,12 @@ class Randomise(Wrapper):
             factor = jax.random.uniform(k, value.shape[:1], **bounds)
             for field in filter(None, (name, _COMPANIONS.get(name))):
                 value = self._nominal[field]
-                fields[field] = value * factor.reshape(-1, *[1] * (value.ndim - 1))
+                fields[field] = value * factor.reshape(factor.shape + (1,) * (value.ndim - 1))
         return fields
 
 
 def _nominal(env: Env, field: str) -> jax.Array:
-    value = getattr(env.unwrapped.mj_model, field, None)
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-        raise ValueError(f"{field!r} isn't a field of MjModel made of real numbers")
+    value = env.unwrapped.physics.model_field(field)
+    if value.dtype.kind != "f":
+        raise ValueError(f"{field!r} isn't made of real numbers")
     return jnp.asarray(value, jnp.result_type(float))

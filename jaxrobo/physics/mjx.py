@@ -99,8 +99,8 @@ class MjxPhysics(Physics):
             data = sensors(model, data)
         return {k: getattr(data, k) for k in DERIVED}
 
-    def _model_field(self, name: str) -> np.ndarray:
-        value = super()._model_field(name)
+    def model_field(self, name: str) -> np.ndarray:
+        value = super().model_field(name)
         if name in IGNORED or not isinstance(self._device_field(name), jax.Array):
             raise ValueError(f"the mjx engine can't vary the model field {name!r}")
         if not _NEEDS_NOMINAL.get(name, lambda m: True)(self.mj_model):

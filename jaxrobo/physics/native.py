@@ -210,7 +210,7 @@ class NativePhysics(Physics):
     def _constant_shape(self, name: str) -> tuple[int, ...]:
         if name == "bvh_aabb":  # those of the bodies vary, those of the meshes behind them don't
             return (int(self.mj_model.body_bvhnum.sum()), 6)
-        return self._model_field(name).shape
+        return self.model_field(name).shape
 
 
 class _BatchPool:

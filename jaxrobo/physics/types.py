@@ -111,8 +111,8 @@ class Physics(abc.ABC):
         defaults = self._defaults()
         _check_shapes("state field", given, {k: defaults[k].shape for k in STATE})
         model = {k: jnp.asarray(v) for k, v in (model or {}).items()}
-        _check_shapes("model field", model, {k: self._model_field(k).shape for k in model})
-        model = {k: v.astype(_dtype_of(self._model_field(k))) for k, v in model.items()}
+        _check_shapes("model field", model, {k: self.model_field(k).shape for k in model})
+        model = {k: v.astype(_dtype_of(self.model_field(k))) for k, v in model.items()}
         full = {k: given.get(k, v).astype(v.dtype) for k, v in defaults.items()}
         full["model"] = model | self._derive_constants(model) if model else {}
         state = PhysicsState(**full, **self._blank_derived(), diverged=jnp.zeros((), bool))
@@ -155,6 +155,19 @@ class Physics(abc.ABC):
         held = {k: v if v.ndim == len(shapes[k]) else v[-1] for k, v in inputs.items()}
         new = self._flag(new.replace(**held), inputs)
         return new, {name: sensors[:, s] for name, s in slices.items()}
+
+    def model_field(self, name: str) -> np.ndarray:
+        """The model's values of a field that may vary between simulations.
+
+        Raises:
+          ValueError: on any other field.
+        """
+        if name not in MODEL_FIELDS:
+            raise ValueError(f"unknown model field {name!r}: not a field of MjModel that can vary")
+        owner, field = (
+            (self.mj_model.opt, name[4:]) if name.startswith("opt.") else (self.mj_model, name)
+        )
+        return np.asarray(getattr(owner, field))
 
     def _check_sensors(self) -> None:
         """An acceleration depends on the controls that come next: it doesn't belong to a state."""
@@ -213,14 +226,6 @@ class Physics(abc.ABC):
 
     def _blank_derived(self) -> dict[str, jax.Array]:
         return {k: jnp.zeros(shape) for k, shape in self._derived_shapes().items()}
-
-    def _model_field(self, name: str) -> np.ndarray:
-        if name not in MODEL_FIELDS:
-            raise ValueError(f"unknown model field {name!r}: not a field of MjModel that can vary")
-        owner, field = (
-            (self.mj_model.opt, name[4:]) if name.startswith("opt.") else (self.mj_model, name)
-        )
-        return np.asarray(getattr(owner, field))
 
     def _sensor_slice(self, name: str) -> slice:
         m = self.mj_model
