@@ -39,7 +39,8 @@ class Config:
       clip: how far the probability ratio may move, and the value if `clip_values`.
       learning_rate: of Adam; where the schedule starts.
       schedule: "adaptive" holds the KL divergence of each epoch near `kl_target`, by factors of 1.5
-        within [1e-6, 1e-2] (rl_games); "cosine" falls to zero over `cosine_iterations`.
+        within [1e-6, 1e-2] (as rl_games; the divergence is from the policy that collected);
+        "cosine" falls to zero over `cosine_iterations`.
       kl_target: nats.
       cosine_iterations: iterations until the learning rate is zero.
       value_coef: weight of the value's loss.

@@ -23,7 +23,8 @@ class Trainer(NamedTuple):
         finished episodes are under `episode/`, NaN where none finished.
       step: `(state, inputs) -> (state, metrics)`: `collect` and `update`, jitted; donates the
         state.
-      policy: `(state, deterministic) -> (policy, params)`.
+      policy: `(state, deterministic) -> (policy, params)`. The params are leaves of `state`: the
+        next call of `step` donates them, so act before it or copy them.
       inputs: what the functions read and never change (a dataset, a frozen policy); a pytree.
       env: the environment, without automatic resets.
       config: the algorithm's configuration, a dataclass.

@@ -8,8 +8,7 @@ from jaxrobo.physics._mjx import kinematics, mjx, sensors
 from jaxrobo.physics._mjx_checks import IGNORED, unsupported
 from jaxrobo.physics._mjx_constants import set_const
 from jaxrobo.physics._mjx_step import step
-from jaxrobo.physics.native import CONSTANTS
-from jaxrobo.physics.types import DERIVED, INPUTS, Physics, PhysicsState
+from jaxrobo.physics.types import CONSTANTS, DERIVED, INPUTS, Physics, PhysicsState
 
 _EVOLVING = ("time", "qpos", "qvel", "act", "qacc_warmstart")
 _WRITTEN = (*_EVOLVING, *INPUTS, "eq_active")
@@ -53,6 +52,15 @@ class MjxPhysics(Physics):
         if not self._data._impl.ncon:  # MJX fails on an elliptic cone that nothing touches
             model = model.tree_replace({"opt.cone": mjx.ConeType.PYRAMIDAL})
         self._model = model
+
+    def model_field(self, name: str) -> np.ndarray:
+        """See `Physics.model_field`; MJX can vary fewer."""
+        value = super().model_field(name)
+        if name in IGNORED or not isinstance(self._device_field(name), jax.Array):
+            raise ValueError(f"the mjx engine can't vary the model field {name!r}")
+        if not _NEEDS_NOMINAL.get(name, lambda m: True)(self.mj_model):
+            raise ValueError(f"the mjx engine can't vary {name!r} unless the model has it")
+        return value
 
     def _check_supported(self) -> None:
         if found := unsupported(self.mj_model):
@@ -98,14 +106,6 @@ class MjxPhysics(Physics):
         if self.mj_model.nsensordata:
             data = sensors(model, data)
         return {k: getattr(data, k) for k in DERIVED}
-
-    def model_field(self, name: str) -> np.ndarray:
-        value = super().model_field(name)
-        if name in IGNORED or not isinstance(self._device_field(name), jax.Array):
-            raise ValueError(f"the mjx engine can't vary the model field {name!r}")
-        if not _NEEDS_NOMINAL.get(name, lambda m: True)(self.mj_model):
-            raise ValueError(f"the mjx engine can't vary {name!r} unless the model has it")
-        return value
 
     def _device_field(self, name: str) -> jax.Array | None:
         owner = self._model.opt if name.startswith("opt.") else self._model

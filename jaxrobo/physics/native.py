@@ -16,23 +16,11 @@ import numpy as np
 from mujoco.batch import Batch
 
 from jaxrobo.physics._callback import host_call
-from jaxrobo.physics.types import DERIVED, INPUTS, Physics, PhysicsState
+from jaxrobo.physics.types import CONSTANTS, DERIVED, INPUTS, Physics, PhysicsState
 
 _EVOLVING = ("time", "qpos", "qvel", "act", "qacc_warmstart")
 _WRITTEN = (*_EVOLVING, *INPUTS, "eq_active")
 _MAX_IDLE_KINDS = 16
-
-CONSTANTS = (
-    "body_subtreemass",
-    "body_invweight0",
-    "dof_invweight0",
-    "dof_M0",
-    "tendon_length0",
-    "tendon_invweight0",
-    "actuator_length0",
-    "actuator_acc0",
-)
-"""Model fields that `mj_setConst` derives from others and that the dynamics read."""
 
 BOUNDS = ("geom_aabb", "geom_rbound", "bvh_aabb")
 """Bounding volumes that `mj_setConst` derives and that collision detection reads."""

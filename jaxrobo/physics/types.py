@@ -22,6 +22,18 @@ INPUTS = ("ctrl", "mocap_pos", "mocap_quat", "xfrc_applied")
 STATE = ("qpos", "qvel", "act", "ctrl", "mocap_pos", "mocap_quat", "xfrc_applied", "eq_active")
 """What `Physics.init` accepts, all optional."""
 
+CONSTANTS = (
+    "body_subtreemass",
+    "body_invweight0",
+    "dof_invweight0",
+    "dof_M0",
+    "tendon_length0",
+    "tendon_invweight0",
+    "actuator_length0",
+    "actuator_acc0",
+)
+"""Model fields that `mj_setConst` derives from others and that the dynamics read."""
+
 MAX_VALUE = 1e10
 """Positions and velocities beyond this have diverged (mjMAXVAL of MuJoCo)."""
 
