@@ -79,11 +79,6 @@ def velocities(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     return mjx.com_vel(model, data.tree_replace(rates))
 
 
-def sensors(model: mjx.Model, data: mjx.Data) -> mjx.Data:
-    """Position- and velocity-stage sensors, after `kinematics`."""
-    data = mjx.camlight(model, mjx.com_pos(model, data))
-    data = mjx.transmission(model, mjx.tendon(model, data))
-    if np.any(model.sensor_type == mjx.SensorType.CONTACT):
-        data = mjx.collision(model, data)
-    data = mjx.sensor_pos(model, data)
-    return mjx.sensor_vel(model, velocities(model, data))
+contact_force_dim = support.contact_force_dim
+"""`(model, data, dim)` -> the forces of the contacts of that dimension, each in its own frame
+`[n, 6]`, and which contacts they are."""

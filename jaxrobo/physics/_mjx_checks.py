@@ -3,16 +3,22 @@
 import mujoco
 import numpy as np
 
+from jaxrobo.physics import _mjx_contact
 from jaxrobo.physics._mjx import mjx
 
 SENSORS = {
+    "accelerometer",
+    "actuatorfrc",
     "actuatorpos",
     "actuatorvel",
     "ballangvel",
     "ballquat",
     "clock",
     "contact",
+    "force",
+    "frameangacc",
     "frameangvel",
+    "framelinacc",
     "framelinvel",
     "framepos",
     "framequat",
@@ -20,6 +26,7 @@ SENSORS = {
     "frameyaxis",
     "framezaxis",
     "gyro",
+    "jointactfrc",
     "jointpos",
     "jointvel",
     "magnetometer",
@@ -28,6 +35,8 @@ SENSORS = {
     "subtreelinvel",
     "tendonpos",
     "tendonvel",
+    "torque",
+    "touch",
     "velocimeter",
 }
 """Sensors known to read the same on both engines. MJX leaves many others at zero in silence."""
@@ -99,6 +108,8 @@ def _has_sensor(m: mujoco.MjModel, sensor: int) -> bool:
     ):
         if kind == mujoco.mjtObj.mjOBJ_CAMERA and m.cam_mode[i] != mjx.CamLightType.FIXED:
             return False  # MJX gives it the velocity of its body
+    if m.sensor_type[sensor] == mujoco.mjtSensor.mjSENS_CONTACT:
+        return _mjx_contact.is_supported(m, sensor)
     return _kind(m, sensor) in SENSORS
 
 

@@ -18,6 +18,7 @@ import mujoco
 import numpy as np
 
 from jaxrobo.physics._mjx import jacobian_rate, kinematics, mass_matrix, mjx
+from jaxrobo.physics._mjx_solver import solve
 from jaxrobo.physics.rotations import quat_conjugate, quat_multiply
 
 _NO_EQUALITY = mjx.DisableBit.EQUALITY | mjx.DisableBit.CONSTRAINT
@@ -25,14 +26,20 @@ _NO_EQUALITY = mjx.DisableBit.EQUALITY | mjx.DisableBit.CONSTRAINT
 
 def step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     """Advances positions, velocities, activations, time and warm start; the rest is stale."""
+    data = accelerations(model, data)
+    implicit = model.opt.integrator == mjx.IntegratorType.IMPLICITFAST
+    return _implicitfast(model, data) if implicit else mjx.euler(model, data)
+
+
+def accelerations(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Poses, velocities, forces and accelerations of a state, its constraints solved."""
     data = _position(model, data)
     data = _add_constraint_drift(model, mjx.fwd_velocity(model, data))
     data = mjx.fwd_acceleration(model, mjx.fwd_actuation(model, data))
     data = data.replace(qacc=data.qacc_smooth)
     if data._impl.efc_J.size:
-        data = mjx.solve(model, data)
-    implicit = model.opt.integrator == mjx.IntegratorType.IMPLICITFAST
-    return _implicitfast(model, data) if implicit else mjx.euler(model, data)
+        data = solve(model, data)
+    return data
 
 
 def _position(model: mjx.Model, data: mjx.Data) -> mjx.Data:

@@ -4,9 +4,11 @@ import jax
 import mujoco
 import numpy as np
 
-from jaxrobo.physics._mjx import kinematics, mjx, sensors
+from jaxrobo.physics._mjx import kinematics, mjx
 from jaxrobo.physics._mjx_checks import IGNORED, unsupported
 from jaxrobo.physics._mjx_constants import set_const
+from jaxrobo.physics._mjx_contact import put_model
+from jaxrobo.physics._mjx_sensors import sensors
 from jaxrobo.physics._mjx_step import step
 from jaxrobo.physics.types import CONSTANTS, DERIVED, INPUTS, Physics, PhysicsState
 
@@ -45,7 +47,7 @@ class MjxPhysics(Physics):
         super().__init__(mj_model)
         try:
             with jax.ensure_compile_time_eval():  # the engine may be made inside a traced function
-                model = mjx.put_model(self.mj_model, impl="jax")
+                model = put_model(self.mj_model)
                 self._data = mjx.make_data(self.mj_model, impl="jax")
         except NotImplementedError as error:
             raise ValueError(f"the mjx engine doesn't support {error}") from error

@@ -53,10 +53,9 @@ class NativePhysics(Physics):
             raise ValueError(f"threads must be at least 1, got {threads}")
         super().__init__(mj_model)
         self._pool = _BatchPool(self.mj_model, threads)
-        # The stages that the derived fields need: velocities only if a sensor measures one.
-        velocity = mujoco.mjtStage.mjSTAGE_VEL
-        measured = np.any(self.mj_model.sensor_needstage == velocity)
-        self._stage = int(velocity if measured else mujoco.mjtStage.mjSTAGE_POS)
+        # The stages that the derived fields need: velocities and forces only if a sensor does.
+        needed = [int(mujoco.mjtStage.mjSTAGE_POS), *map(int, self.mj_model.sensor_needstage)]
+        self._stage = max(needed)
         # Equal calls must be the same object to JAX. One cache an engine: a shared one would keep
         # every engine alive.
         self._host_forward = functools.cache(self._host_forward)

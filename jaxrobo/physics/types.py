@@ -59,7 +59,9 @@ class PhysicsState:
       xquat: body frame orientations, wxyz. [nbody, 4]
       site_xpos: site positions, m. [nsite, 3]
       site_xmat: site orientations. [nsite, 3, 3]
-      sensordata: position- and velocity-stage sensors. [nsensordata]
+      sensordata: all sensors. Those of forces and accelerations are what the last inputs cause in
+        this state; a model that has one costs one more solution of the constraints in every call.
+        [nsensordata]
       diverged: whether the state or an input ever became non-finite or huge, bool. []
 
     `xpos` to `sensordata` are derived from the fields above them and always belong to this state.
@@ -101,7 +103,6 @@ class Physics(abc.ABC):
     def __init__(self, mj_model: mujoco.MjModel) -> None:
         self.mj_model = copy.copy(mj_model)
         self.mj_model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-        self._check_sensors()
         self._check_supported()
 
     def init(
@@ -180,14 +181,6 @@ class Physics(abc.ABC):
             (self.mj_model.opt, name[4:]) if name.startswith("opt.") else (self.mj_model, name)
         )
         return np.asarray(getattr(owner, field))
-
-    def _check_sensors(self) -> None:
-        """An acceleration depends on the controls that come next: it doesn't belong to a state."""
-        m = self.mj_model
-        late = np.flatnonzero(m.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC)
-        if late.size:
-            names = ", ".join(repr(m.sensor(i).name) for i in late)
-            raise ValueError(f"sensors of forces and accelerations aren't supported: {names}")
 
     @abc.abstractmethod
     def _check_supported(self) -> None:

@@ -271,7 +271,7 @@ MACHINE = """
     <weld body1="bob" body2="rotor" solref="0.5 1"/>
   </equality>
   <actuator>
-    <position joint="hinge" kp="10" kv="1" forcerange="-0.4 0.4"/>
+    <position name="hinge" joint="hinge" kp="10" kv="1" forcerange="-0.4 0.4"/>
     <motor joint="ball" gear="0.5 0.2 0.1"/>
     <general tendon="split" biastype="affine" biasprm="0 -50 -5" gainprm="50"/>
     <general joint="branch" dyntype="filterexact" dynprm="0.05" biastype="affine" biasprm="0 -1"/>
@@ -288,7 +288,11 @@ MACHINE = """
     <tendonvel name="tendonvel" tendon="rope"/><velocimeter name="velocimeter" site="end"/>
     <magnetometer name="magnetometer" site="end"/><subtreecom name="com" body="rotor"/>
     <subtreelinvel name="momentum" body="world"/><subtreeangmom name="spin" body="world"/>
-    <clock name="clock"/>
+    <clock name="clock"/><accelerometer name="accelerometer" site="end"/>
+    <force name="force" site="end"/><torque name="torque" site="end"/>
+    <framelinacc name="linacc" objtype="xbody" objname="part"/>
+    <frameangacc name="angacc" objtype="body" objname="rotor"/>
+    <actuatorfrc name="drive" actuator="hinge"/><jointactuatorfrc name="effort" joint="slide"/>
   </sensor>
 </mujoco>
 """

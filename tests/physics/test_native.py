@@ -361,8 +361,6 @@ def test_a_model_with_what_the_state_doesnt_hold_is_refused():
             f"</worldbody><sensor>{sensor}</sensor></mujoco>"
         )
 
-    with pytest.raises(ValueError, match="accelerations aren't supported: 'imu'"):
-        NativePhysics(build("<accelerometer name='imu' site='s'/>"))
     with pytest.raises(ValueError, match="delays"):
         NativePhysics(build("<gyro name='imu' site='s' delay='0.1' nsample='60'/>"))
 
