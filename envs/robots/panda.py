@@ -20,13 +20,13 @@ JOINTS = tuple(f"joint{i}" for i in range(1, 8))
 FINGERS = ("finger_joint1", "finger_joint2")
 
 HOME = np.array([-0.0263, 0.3759, 0.1249, -2.1383, -0.0943, 2.4965, 0.0192])
-"""Where FurnitureBench starts from, rad. The hand points down, in front of the base."""
+"""Where FurnitureBench starts from, rad. The hand points down, turned by about 45 degrees."""
 
 MAX_SPEED = np.array([2.175] * 4 + [2.61] * 3)
 """Velocity limits of the arm's joints, rad/s. The drives don't enforce them."""
 
 GRIP_FORCE = 13.0
-"""FurnitureBench's force on each finger, N: `-GRIP_FORCE` closes the hand, `GRIP_FORCE` opens it."""
+"""FurnitureBench's force on each finger, N: `-GRIP_FORCE` closes the hand, `GRIP_FORCE` opens."""
 
 MAX_WIDTH = 0.08
 """Opening of the hand, m."""
