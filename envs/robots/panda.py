@@ -20,7 +20,7 @@ JOINTS = tuple(f"joint{i}" for i in range(1, 8))
 FINGERS = ("finger_joint1", "finger_joint2")
 
 HOME = np.array([-0.0263, 0.3759, 0.1249, -2.1383, -0.0943, 2.4965, 0.0192])
-"""Where FurnitureBench starts from, rad. The hand points down, turned by about 45 degrees."""
+"""Where FurnitureBench starts from, rad. The hand points down, turned by 53 degrees."""
 
 MAX_SPEED = np.array([2.175] * 4 + [2.61] * 3)
 """Velocity limits of the arm's joints, rad/s. The drives don't enforce them."""
