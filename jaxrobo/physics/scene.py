@@ -64,7 +64,6 @@ class Scene:
         option = self.spec.option
         option.timestep, option.impratio = timestep, impratio
         option.iterations, option.ls_iterations = iterations, ls_iterations
-        option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         self._groups: dict[str, tuple[str, ...]] = {}
 
     def attach(
@@ -226,7 +225,7 @@ class Scene:
                 objname=one,
                 reftype=mujoco.mjtObj.mjOBJ_GEOM,
                 refname=other,
-                intprm=[_FOUND_AND_FORCE if force else _FOUND, _NET_FORCE, 1],
+                intprm=[_FOUND_AND_FORCE, _NET_FORCE, 1] if force else [_FOUND, 0, 1],
             )
 
     def compile(self) -> mujoco.MjModel:

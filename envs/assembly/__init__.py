@@ -1,0 +1,1 @@
+"""Assembly: parts that fit, and the tasks made of them."""
