@@ -13,7 +13,7 @@ import numpy as np
 
 with contextlib.redirect_stdout(None):  # it prints that the optional Warp isn't installed
     from mujoco import mjx
-from mujoco.mjx._src import scan, support
+from mujoco.mjx._src import collision_driver, scan, support
 
 from jaxrobo.physics.rotations import quat_normalise
 
@@ -82,3 +82,6 @@ def velocities(model: mjx.Model, data: mjx.Data) -> mjx.Data:
 contact_force_dim = support.contact_force_dim
 """`(model, data, dim)` -> the forces of the contacts of that dimension, each in its own frame
 `[n, 6]`, and which contacts they are."""
+
+geom_pairs = collision_driver.geom_pairs
+"""`model` -> `(geom, geom, pair)` for every two geoms that may collide."""

@@ -1,10 +1,12 @@
 """What MuJoCo XLA lacks, or leaves out in silence, by name."""
 
+import collections
+
 import mujoco
 import numpy as np
 
 from jaxrobo.physics import _mjx_contact
-from jaxrobo.physics._mjx import mjx
+from jaxrobo.physics._mjx import geom_pairs, mjx
 
 SENSORS = {
     "accelerometer",
@@ -59,6 +61,13 @@ def unsupported(m: mujoco.MjModel) -> list[str]:
     found = [name for name, present in _features(m).items() if np.any(present)]
     lacking = [i for i in range(m.nsensor) if not _has_sensor(m, i)]
     return found + [f"sensor {m.sensor(i).name!r} ({_kind(m, i)})" for i in lacking]
+
+
+def colliding(m: mujoco.MjModel) -> list[str]:
+    """How many pairs of geoms of each kind may collide, the most first."""
+    kind = lambda geom: mujoco.mjtGeom(m.geom_type[geom]).name.removeprefix("mjGEOM_").lower()
+    counts = collections.Counter("-".join(sorted((kind(a), kind(b)))) for a, b, _ in geom_pairs(m))
+    return [f"{count} {kinds} pairs" for kinds, count in counts.most_common()]
 
 
 def _features(m: mujoco.MjModel) -> dict[str, bool | int | np.ndarray]:

@@ -5,6 +5,7 @@ import numpy as np
 
 from jaxrobo.physics import _mjx_contact
 from jaxrobo.physics._mjx import mjx, velocities
+from jaxrobo.physics._mjx_collision import collision
 from jaxrobo.physics._mjx_step import accelerations
 
 _NEVER = -1
@@ -19,7 +20,7 @@ def sensors(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     else:
         data = mjx.transmission(model, mjx.tendon(model, mjx.com_pos(model, data)))
         if contacts.any():
-            data = mjx.collision(model, data)
+            data = collision(model, data)
     # MJX would refuse some contact sensors, and read others otherwise than the C engine.
     stages = np.where(contacts, _NEVER, model.sensor_needstage)
     rest = model.replace(sensor_needstage=stages)

@@ -18,6 +18,7 @@ import mujoco
 import numpy as np
 
 from jaxrobo.physics._mjx import jacobian_rate, kinematics, mass_matrix, mjx
+from jaxrobo.physics._mjx_collision import collision
 from jaxrobo.physics._mjx_solver import solve
 from jaxrobo.physics.rotations import quat_conjugate, quat_multiply
 
@@ -45,7 +46,7 @@ def accelerations(model: mjx.Model, data: mjx.Data) -> mjx.Data:
 def _position(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     data = mjx.com_pos(model, kinematics(model, data))
     data = mjx.factor_m(model, mjx.crb(model, mjx.tendon(model, data)))
-    data = mjx.make_constraint(model, mjx.collision(model, data))
+    data = mjx.make_constraint(model, collision(model, data))
     return mjx.transmission(model, data)
 
 

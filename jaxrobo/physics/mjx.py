@@ -5,7 +5,7 @@ import mujoco
 import numpy as np
 
 from jaxrobo.physics._mjx import kinematics, mjx
-from jaxrobo.physics._mjx_checks import IGNORED, unsupported
+from jaxrobo.physics._mjx_checks import IGNORED, colliding, unsupported
 from jaxrobo.physics._mjx_constants import set_const
 from jaxrobo.physics._mjx_contact import put_model
 from jaxrobo.physics._mjx_sensors import sensors
@@ -23,6 +23,10 @@ _NEEDS_NOMINAL = {
     "opt.wind": lambda m: m.opt.density > 0 or m.opt.viscosity > 0,
 }
 """Fields that MJX reads only if the model itself has the effect, and when it has."""
+
+MAX_CONTACTS = 512
+"""Each possible contact is computed in every step of every simulation, and its (mostly four) rows
+of the constraint Jacobian are kept: with more, a batch of thousands fills an accelerator."""
 
 
 class MjxPhysics(Physics):
@@ -42,7 +46,8 @@ class MjxPhysics(Physics):
           mj_model: the model.
 
         Raises:
-          ValueError: naming the features of the model that MJX lacks.
+          ValueError: naming the features of the model that MJX lacks, or if it has more than
+            `MAX_CONTACTS`.
         """
         super().__init__(mj_model)
         try:
@@ -51,9 +56,25 @@ class MjxPhysics(Physics):
                 self._data = mjx.make_data(self.mj_model, impl="jax")
         except NotImplementedError as error:
             raise ValueError(f"the mjx engine doesn't support {error}") from error
-        if not self._data._impl.ncon:  # MJX fails on an elliptic cone that nothing touches
+        if self.contact_slots > MAX_CONTACTS:
+            raise ValueError(
+                f"the scene has {self.contact_slots} possible contacts for mjx, of "
+                f"{', '.join(colliding(self.mj_model))}; at most {MAX_CONTACTS} are reasonable: "
+                "pair fewer geoms, or stand-ins of simpler shape"
+            )
+        if not self.contact_slots:  # MJX fails on an elliptic cone that nothing touches
             model = model.tree_replace({"opt.cone": mjx.ConeType.PYRAMIDAL})
         self._model = model
+
+    @property
+    def contact_slots(self) -> int:
+        """Contacts that each simulation has room for, and computes in every step."""
+        return self._data._impl.ncon
+
+    @property
+    def constraint_rows(self) -> int:
+        """Rows of the constraint solver, contacts, limits and equalities together."""
+        return self._data._impl.efc_J.shape[0]
 
     def model_field(self, name: str) -> np.ndarray:
         """See `Physics.model_field`; MJX can vary fewer."""

@@ -276,3 +276,33 @@ def test_an_elliptic_cone_without_contacts_works():
     physics = make_physics(m, "mjx")
     new, _ = jax.eval_shape(lambda: physics.step(physics.init()))
     assert new.qpos.shape == (1,)
+
+
+def test_the_room_for_contacts_is_stated_and_bounded():
+    def pile(n):
+        boxes = "".join(
+            f'<body><freejoint/><geom name="b{i}" type="box" size="1 1 1"/></body>'
+            for i in range(n)
+        )
+        return mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{boxes}</worldbody></mujoco>")
+
+    physics = make_physics(pile(3), "mjx")
+    assert physics.contact_slots == 3 * 4
+    assert physics.constraint_rows == 3 * 4 * 4
+    with pytest.raises(ValueError, match="760 possible contacts for mjx, of 190 box-box pairs"):
+        make_physics(pile(20), "mjx")
+
+
+def test_contact_sensors_that_read_differently_are_refused():
+    def build(attributes):
+        return mujoco.MjModel.from_xml_string(
+            '<mujoco><worldbody><geom name="f" type="plane" size="1 1 1"/><body><freejoint/>'
+            '<geom name="b" size="0.1"/></body></worldbody><sensor>'
+            f'<contact name="c" geom1="f" geom2="b" {attributes}/></sensor></mujoco>'
+        )
+
+    make_physics(build('data="found force" reduce="netforce"'), "mjx")
+    make_physics(build('data="found" num="1"'), "mjx")
+    for attributes in ('data="force" reduce="maxforce"', 'data="pos"', 'data="found" num="2"'):
+        with pytest.raises(ValueError, match=r"sensor 'c' \(contact\)"):
+            make_physics(build(attributes), "mjx")

@@ -1,4 +1,4 @@
-"""The constraint solver of the mjx engine against MuJoCo's, and against the conditions it solves."""
+"""The constraint solver of the mjx engine against MuJoCo's, and the conditions it solves."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,8 @@ def states(model, n=12):
 def on_device(model, data):
     made = mjx.make_data(model, impl="jax")
     fields = ("qpos", "qvel", "ctrl", "eq_active", "xfrc_applied", "mocap_pos", "mocap_quat")
-    return made.replace(**{k: jnp.asarray(getattr(data, k), getattr(made, k).dtype) for k in fields})
+    given = {k: jnp.asarray(getattr(data, k), getattr(made, k).dtype) for k in fields}
+    return made.replace(**given)
 
 
 def solutions(model, dtype):
