@@ -13,6 +13,7 @@ import tyro
 from benchmarks.common import report
 from experiments import train
 from experiments.common import make_trainer
+from jaxrobo.learning.trainer import Trainer, over_seeds
 from jaxrobo.rollout import split_key
 
 
@@ -38,14 +39,9 @@ def main(options: Options) -> None:
     trainer = make_trainer(run.env, run.engine, task, run.algo, config)
     keys = [split_key("train", seed) for seed in range(options.seeds)]
 
-    def together(trainer):
-        collect = jax.vmap(trainer.collect, (0, None))
-        update = jax.vmap(trainer.update, (0, 0, None))
-        return jax.vmap(trainer.init, (0, None)), collect, update
-
-    batched, compile_batched = _seconds(together(trainer), jax.numpy.stack(keys), options)
-    single = (trainer.init, trainer.collect, trainer.update)
-    one, compile_one = _seconds(single, keys[0], options)
+    together = over_seeds(trainer)
+    batched, compile_batched = _seconds(together, jax.numpy.stack(keys), options)
+    one, compile_one = _seconds(trainer, keys[0], options)
     steps = trainer.steps_per_iteration * options.iterations * options.seeds
     rows = [
         {
@@ -61,13 +57,12 @@ def main(options: Options) -> None:
     report(f"{options.iterations} iterations of PPO on DofbotReacher", rows, options.out)
 
 
-def _seconds(functions, keys, options: Options) -> tuple[float, float]:
+def _seconds(trainer: Trainer, keys: jax.Array, options: Options) -> tuple[float, float]:
     """Seconds of the fastest repeat, and of compilation."""
-    init, collect, update = functions
     begin = time.perf_counter()
-    state = jax.jit(init)(keys, ())
-    collect = jax.jit(collect, donate_argnums=0)
-    update = jax.jit(update, donate_argnums=0)
+    state = trainer.init(keys, ())
+    collect = jax.jit(trainer.collect, donate_argnums=0)
+    update = jax.jit(trainer.update, donate_argnums=0)
 
     def iterate(state):
         state, batch = collect(state, ())

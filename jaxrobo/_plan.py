@@ -15,7 +15,7 @@ import numpy as np
 from jaxrobo import rundir
 from jaxrobo.checkpoint import RunError
 from jaxrobo.evaluation import Estimate, Runner, episode_runner, run_episodes, summarise
-from jaxrobo.learning.trainer import Trainer, TrainState
+from jaxrobo.learning.trainer import Trainer, TrainState, over_seeds
 from jaxrobo.policy import Params
 from jaxrobo.rollout import split_key
 
@@ -105,17 +105,17 @@ class Programs(NamedTuple):
 def compile_programs(plan: Plan) -> Programs:
     """Compiles all that a run calls, ahead of time. `collect` and `update` donate the state."""
     started = time.perf_counter()
-    trainer, seeds = plan.trainer, plan.seeds
-    state = state_template(trainer, seeds)
+    trainer = over_seeds(plan.trainer) if plan.seeds > 1 else plan.trainer
+    state = state_template(plan.trainer, plan.seeds)
     policy, params = trainer.policy(state)
     runner = episode_runner(trainer.env, policy, plan.batch)
-    jit = lambda function, *axes, **options: jax.jit(_over_seeds(function, seeds, *axes), **options)
+    runner = jax.vmap(runner, (0, None, None)) if plan.seeds > 1 else runner
 
-    init = jit(trainer.init, 0, None).lower(plan.keys(), trainer.inputs)
-    collect = jit(trainer.collect, 0, None, donate_argnums=0).lower(state, trainer.inputs)
+    init = jax.jit(trainer.init).lower(plan.keys(), trainer.inputs)
+    collect = jax.jit(trainer.collect, donate_argnums=0).lower(state, trainer.inputs)
     state, batch = collect.out_info
-    update = jit(trainer.update, 0, 0, None, donate_argnums=0).lower(state, batch, trainer.inputs)
-    evaluate = jit(runner, 0, None, None).lower(params, _split_key("validation"), np.int32(0))
+    update = jax.jit(trainer.update, donate_argnums=0).lower(state, batch, trainer.inputs)
+    evaluate = jax.jit(runner).lower(params, _split_key("validation"), np.int32(0))
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         programs = pool.map(lambda lowered: lowered.compile(), (init, collect, update, evaluate))
@@ -124,9 +124,10 @@ def compile_programs(plan: Plan) -> Programs:
 
 def state_template(trainer: Trainer, seeds: int) -> TrainState:
     """Shapes and types of a `TrainState`, with a leading axis if there are several seeds."""
+    trainer = over_seeds(trainer) if seeds > 1 else trainer
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
     keys = keys if seeds > 1 else jax.ShapeDtypeStruct((), keys.dtype)
-    return jax.eval_shape(_over_seeds(trainer.init, seeds, 0, None), keys, trainer.inputs)
+    return jax.eval_shape(trainer.init, keys, trainer.inputs)
 
 
 def estimate(
@@ -137,10 +138,6 @@ def estimate(
     rows = {name: values.reshape(plan.seeds, episodes) for name, values in sums.items()}
     metric = plan.trainer.env.metric
     return [summarise(metric, {k: v[i] for k, v in rows.items()}) for i in range(plan.seeds)]
-
-
-def _over_seeds(function: Callable, seeds: int, *axes: int | None) -> Callable:
-    return jax.vmap(function, axes) if seeds > 1 else function
 
 
 def _split_key(split: str) -> jax.Array:

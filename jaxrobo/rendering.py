@@ -16,6 +16,7 @@ import mujoco
 import numpy as np
 from flax import struct
 
+from jaxrobo._files import replacing
 from jaxrobo._opengl import RendererUnavailable, canvas, choose_backend
 from jaxrobo._video import real_time, write_video
 from jaxrobo.env import Env, PhysicsEnv, State
@@ -59,6 +60,31 @@ class Trajectory:
     mocap_quat: np.ndarray
     model: dict[str, np.ndarray]
     live: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Writes an `.npz`; a file that's there is replaced at once or not at all."""
+        fields = {k: getattr(self, k) for k in _POSES} | {
+            f"model/{k}": v for k, v in self.model.items()
+        }
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **fields)
+
+    @classmethod
+    def load(cls, path: Path) -> "Trajectory":
+        """Reads what `save` wrote.
+
+        Raises:
+          ValueError: if the file isn't a trajectory.
+        """
+        with np.load(path) as file:
+            missing = {*_POSES} - {*file.files}
+            if missing:
+                raise ValueError(f"{path} isn't a trajectory: it has no {min(missing)!r}")
+            model = {k.removeprefix("model/"): file[k] for k in file.files if k not in _POSES}
+            return cls(**{k: file[k] for k in _POSES}, model=model)
+
+
+_POSES = ("qpos", "mocap_pos", "mocap_quat", "live")
 
 
 def record_video(

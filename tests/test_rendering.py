@@ -374,3 +374,19 @@ class TestVideo:
         keys = jax.random.split(jax.random.key(0), 10)
         with pytest.raises(ValueError, match="1 to 9 episodes fit into a video, got 10"):
             record_video(TimeLimit(Slide(), 5), ZERO, None, tmp_path / "film.mp4", keys)
+
+
+def test_a_trajectory_survives_a_file(tmp_path):
+    rng = np.random.default_rng(0)
+    trajectory = Trajectory(
+        qpos=rng.normal(size=(2, 5, 3)),
+        mocap_pos=rng.normal(size=(2, 5, 1, 3)),
+        mocap_quat=rng.normal(size=(2, 5, 1, 4)),
+        model={"geom_size": rng.normal(size=(2, 4, 3))},
+        live=np.array([[True] * 5, [True] * 3 + [False] * 2]),
+    )
+    trajectory.save(tmp_path / "film.npz")
+    jax.tree.map(np.testing.assert_array_equal, Trajectory.load(tmp_path / "film.npz"), trajectory)
+    np.savez(tmp_path / "other.npz", qpos=np.zeros(3))
+    with pytest.raises(ValueError, match=r"other.npz isn't a trajectory: it has no 'live'"):
+        Trajectory.load(tmp_path / "other.npz")

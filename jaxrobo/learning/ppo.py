@@ -1,11 +1,14 @@
 """Proximal policy optimisation (Schulman et al. 2017, clipped objective) with a Gaussian policy."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -272,7 +275,8 @@ def _optimise(
     key: chex.PRNGKey,
 ) -> tuple[TrainState, Metrics]:
     """Several epochs of shuffled minibatches."""
-    n = samples.advantage.shape[0]
+    rows, unpack = _pack(samples)
+    n = len(rows)
 
     def gradient_step(state: TrainState, minibatch: _Samples) -> tuple[TrainState, Metrics]:
         grads, metrics = jax.grad(_loss, has_aux=True)(state.params, network, config, minibatch)
@@ -284,9 +288,10 @@ def _optimise(
 
     def epoch(state: TrainState, key: chex.PRNGKey) -> tuple[TrainState, Metrics]:
         # Half the price of jax.random.permutation on a CPU; a tie in 32 bits does no harm here.
-        order = jnp.argsort(jax.random.bits(key, (n,))).reshape(config.minibatches, -1)
-        take = lambda state, rows: gradient_step(state, jax.tree.map(lambda a: a[rows], samples))
-        state, metrics = jax.lax.scan(take, state, order)
+        order = jnp.argsort(jax.random.bits(key, (n,)))
+        minibatches = rows[order].reshape(config.minibatches, -1, rows.shape[1])
+        learn = lambda state, rows: gradient_step(state, unpack(rows))
+        state, metrics = jax.lax.scan(learn, state, minibatches)
         metrics = jax.tree.map(jnp.mean, metrics)
         if config.schedule == "adaptive":
             rate = _adapt(state.learning_rate, metrics["kl"], config.kl_target)
@@ -300,6 +305,20 @@ def _optimise(
     state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.epochs))
     metrics = jax.tree.map(lambda m: m[-1], metrics)
     return state, metrics | {"learning_rate": state.learning_rate}
+
+
+def _pack(samples: _Samples) -> tuple[jax.Array, Callable[[jax.Array], _Samples]]:
+    """All that belongs to a sample in one row, to be shuffled at once; and how to undo that."""
+    leaves, structure = jax.tree.flatten(samples)
+    shapes = [leaf.shape[1:] for leaf in leaves]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+
+    def unpack(rows: jax.Array) -> _Samples:
+        columns = jnp.split(rows, ends[:-1], axis=1)
+        parts = [c.reshape(-1, *shape) for c, shape in zip(columns, shapes, strict=True)]
+        return structure.unflatten(parts)
+
+    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1), unpack
 
 
 def _loss(

@@ -41,3 +41,31 @@ class Trainer(NamedTuple):
     env: Env
     config: Any
     steps_per_iteration: int
+
+
+def over_seeds(trainer: Trainer) -> Trainer:
+    """The same trainer for several seeds in one program: each state has a leading axis `[seeds]`.
+
+    `init` takes keys `[seeds]`. Simulations of all seeds step together. On a CPU the seeds then
+    learn in turn, since the minibatches of several don't fit its caches; elsewhere together.
+    """
+    collect = jax.vmap(trainer.collect, (0, None))
+    update = _in_turn(trainer.update) if jax.default_backend() == "cpu" else None
+    update = update or jax.vmap(trainer.update, (0, 0, None))
+
+    def step(states: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
+        states, batches = collect(states, inputs)
+        return update(states, batches, inputs)
+
+    return trainer._replace(
+        init=jax.jit(jax.vmap(trainer.init, (0, None))),
+        collect=collect,
+        update=update,
+        step=jax.jit(step, donate_argnums=0),
+    )
+
+
+def _in_turn(update: Callable) -> Callable:
+    return lambda states, batches, inputs: jax.lax.map(
+        lambda pair: update(*pair, inputs), (states, batches)
+    )
