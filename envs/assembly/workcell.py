@@ -44,8 +44,8 @@ def friction_between(a: float, b: float) -> float:
 def build(stiffness: float = 1000.0, damping: float = 200.0, width: float = 0.07) -> Scene:
     """The workcell without parts.
 
-    Bodies: the arm's, under `panda/`, and the mocap body `obstacle/obstacle`. Groups: `tips`,
-    `table`, `obstacle`.
+    Bodies: the arm's, under `panda/`, and the mocap body `obstacle/obstacle`. Groups: `tips`
+    (to hold parts), `nails` (their ends), `table`, `obstacle`.
 
     Args:
       stiffness: position gain of the arm's joints, N m / rad.
@@ -59,8 +59,11 @@ def build(stiffness: float = 1000.0, damping: float = 200.0, width: float = 0.07
     scene.group("tips", "panda/left_tip", "panda/right_tip")
     scene.group("table", "table/table")
     scene.group("obstacle", *(f"obstacle/{name}" for name in _BARS))
+    for side in ("left", "right"):
+        _add_nail(scene, side)
+    scene.group("nails", "panda/left_nail", "panda/right_nail")
     rubber_on_wood = friction_between(FRICTION["tips"], FRICTION["table"])
-    scene.pair("tips", "table", rubber_on_wood, **_REST)
+    scene.pair("nails", "table", rubber_on_wood, **_REST)
     return scene
 
 
@@ -71,8 +74,9 @@ def add_part(
     friction: float,
     pos: Sequence[float],
     *,
-    rests: Sequence[str],
-    held: Sequence[str],
+    rests: str,
+    bumps: str,
+    held: str,
 ) -> None:
     """Adds a part that moves freely, and lets it collide with the table, obstacle and fingertips.
 
@@ -82,16 +86,30 @@ def add_part(
       name: its name in the scene: prefix `<name>/`.
       friction: the part's own coefficient.
       pos: where it starts, m.
-      rests: its geoms that meet the table and the obstacle.
-      held: its geoms that meet the fingertips.
+      rests: its geom that meets the table.
+      bumps: its geom that meets the obstacle.
+      held: its geom that meets the fingertips.
     """
     scene.attach(part, f"{name}/", pos=pos, free=True)
-    for geom in rests:
-        for other in ("table", "obstacle"):
-            mean = friction_between(friction, FRICTION[other])
-            scene.pair(f"{name}/{geom}", other, mean, **_REST)
-    for geom in held:
-        scene.pair("tips", f"{name}/{geom}", friction_between(friction, FRICTION["tips"]), **_GRIP)
+    for geom, other in ((rests, "table"), (bumps, "obstacle")):
+        mean = friction_between(friction, FRICTION[other])
+        scene.pair(f"{name}/{geom}", other, mean, **_REST)
+    scene.pair("tips", f"{name}/{held}", friction_between(friction, FRICTION["tips"]), **_GRIP)
+
+
+def _add_nail(scene: Scene, side: str) -> None:
+    """A ball at the end of a fingertip, to meet the table: one contact instead of four."""
+    tip = scene.spec.geom(f"panda/{side}_tip")
+    radius = min(tip.size[:2])
+    scene.spec.body(f"panda/{side}_finger").add_geom(
+        name=f"panda/{side}_nail",
+        type=mujoco.mjtGeom.mjGEOM_SPHERE,
+        size=[radius, 0, 0],
+        pos=np.add(tip.pos, [0, 0, tip.size[2] - radius]),
+        mass=0,
+        rgba=[0] * 4,
+        group=3,
+    )
 
 
 def _table() -> mujoco.MjSpec:

@@ -228,10 +228,16 @@ class Scene:
                 intprm=[_FOUND_AND_FORCE, _NET_FORCE, 1] if force else [_FOUND, 0, 1],
             )
 
-    def compile(self) -> mujoco.MjModel:
-        """The model. Nothing in it collides but the pairs."""
+    def compile(self, visual: bool = True) -> mujoco.MjModel:
+        """The model. Nothing in it collides but the pairs.
+
+        Args:
+          visual: whether to keep what is only to be seen. The physics is the same without, and a
+            little faster; `PhysicsEnv` takes both models.
+        """
         for geom in self.spec.geoms:
             geom.contype = geom.conaffinity = 0
+        self.spec.compiler.discardvisual = not visual
         return self.spec.compile()
 
 

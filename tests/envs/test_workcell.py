@@ -28,7 +28,7 @@ LEG = mujoco.MjSpec.from_string(
 
 def build(part: mujoco.MjSpec, friction: float) -> mujoco.MjModel:
     scene: Scene = workcell.build()
-    workcell.add_part(scene, part, "part", friction, PART, rests=["peg"], held=["peg"])
+    workcell.add_part(scene, part, "part", friction, PART, rests="peg", bumps="peg", held="peg")
     for side in ("left", "right"):
         scene.contact_sensor(side, f"panda/{side}_tip", "part/peg", force=True)
     return scene.compile()

@@ -86,6 +86,15 @@ def test_names_of_a_part_get_its_prefix_and_the_part_stays_as_it_is():
     assert model.opt.timestep == 0.01
 
 
+def test_what_is_only_to_be_seen_can_be_left_out():
+    scene = stack()
+    scene.spec.body("low/box").add_geom(name="paint", size=[0.01, 0, 0], mass=0)
+    full, bare = scene.compile(), scene.compile(visual=False)
+    assert (full.ngeom, bare.ngeom) == (5, 3)  # the hand's own doesn't collide either
+    np.testing.assert_array_equal(full.body_mass, bare.body_mass)
+    np.testing.assert_array_equal(full.body_inertia, bare.body_inertia)
+
+
 def test_sensors_measure_the_weight_that_rests_on_a_thing(model, start, run):
     state = start
     for _ in range(8):
