@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from envs.assembly import peg_hole
 from envs.reacher import dofbot
 from jaxrobo.env import Env, NaNGuard, PhysicsEnv, TimeLimit
 
@@ -73,4 +74,5 @@ def _entry(name: str) -> _Entry:
     return _REGISTRY[name]
 
 
+register("PegHole", peg_hole.PegHole, peg_hole.Config)
 register("DofbotReacher", dofbot.DofbotReacher, dofbot.Config)

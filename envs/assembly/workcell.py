@@ -44,7 +44,8 @@ def friction_between(a: float, b: float) -> float:
 def build(stiffness: float = 1000.0, damping: float = 200.0, width: float = 0.07) -> Scene:
     """The workcell without parts.
 
-    Bodies: the arm's, under `panda/`, and the mocap body `obstacle/obstacle`. Groups: `tips`
+    Bodies: the arm's, under `panda/`, and the mocap body `obstacle/obstacle`. Sensors: `ee_linvel` and
+    `ee_angvel` of the end effector, in world axes. Groups: `tips`
     (to hold parts), `nails` (their ends), `table`, `obstacle`.
 
     Args:
@@ -56,6 +57,13 @@ def build(stiffness: float = 1000.0, damping: float = 200.0, width: float = 0.07
     scene.attach(panda.load(stiffness, damping, width), "panda/")
     scene.attach(_table(), "table/")
     scene.attach(_obstacle(), "obstacle/", pos=OBSTACLE_POS)
+    for kind in ("FRAMELINVEL", "FRAMEANGVEL"):
+        scene.spec.add_sensor(
+            name=f"ee_{kind.removeprefix('FRAME').lower()}",
+            type=getattr(mujoco.mjtSensor, f"mjSENS_{kind}"),
+            objtype=mujoco.mjtObj.mjOBJ_SITE,
+            objname="panda/ee",
+        )
     scene.group("tips", "panda/left_tip", "panda/right_tip")
     scene.group("table", "table/table")
     scene.group("obstacle", *(f"obstacle/{name}" for name in _BARS))
@@ -77,8 +85,9 @@ def add_part(
     rests: str,
     bumps: str,
     held: str,
+    free: bool = True,
 ) -> None:
-    """Adds a part that moves freely, and lets it collide with the table, obstacle and fingertips.
+    """Adds a part, and lets it collide with the table, the obstacle and the fingertips.
 
     Args:
       scene: the workcell; changed.
@@ -89,8 +98,9 @@ def add_part(
       rests: its geom that meets the table.
       bumps: its geom that meets the obstacle.
       held: its geom that meets the fingertips.
+      free: whether it moves.
     """
-    scene.attach(part, f"{name}/", pos=pos, free=True)
+    scene.attach(part, f"{name}/", pos=pos, free=free)
     for geom, other in ((rests, "table"), (bumps, "obstacle")):
         mean = friction_between(friction, FRICTION[other])
         scene.pair(f"{name}/{geom}", other, mean, **_REST)
