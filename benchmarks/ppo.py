@@ -13,6 +13,7 @@ but no validation.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ class Options:
     """
 
     learners: tuple[str, ...] = LEARNERS
-    num_envs: int = 2048
+    num_envs: tuple[int, ...] = (256, 2048)
     horizon: int = 16
     epochs: int = 3
     minibatches: int = 4
@@ -82,24 +83,32 @@ def main(options: Options) -> None:
         rows = [_solve(k, s, options) for s in range(options.seeds) for k in options.learners]
         report(f"DofbotReacher, time to {GOALS} goals an episode", rows, options.out)
         return
-    rows = [_speed(learner, options) for learner in options.learners]
-    for row in rows:
-        outside = rows[0]["outside physics, s"] / row["outside physics, s"]
-        row[f"{rows[0]['PPO']} / this: steps/s"] = rows[0]["steps/s"] / row["steps/s"]
-        row[f"{rows[0]['PPO']} / this: outside physics"] = outside
+    rows = [row for n in options.num_envs for row in _speeds(n, options)]
     report("PPO on DofbotReacher, the same settings", rows, options.out)
 
 
-def _speed(learner: str, options: Options) -> dict[str, Any]:
+def _speeds(num_envs: int, options: Options) -> list[dict[str, Any]]:
+    """A row for each learner, with the ratios of the first one's figures to its own."""
+    rows = [_speed(learner, num_envs, options) for learner in options.learners]
+    first = rows[0]
+    for row in rows:
+        outside = first["outside physics, s"] / row["outside physics, s"]
+        row[f"{first['PPO']} / this: steps/s"] = first["steps/s"] / row["steps/s"]
+        row[f"{first['PPO']} / this: outside physics"] = outside
+    return rows
+
+
+def _speed(learner: str, num_envs: int, options: Options) -> dict[str, Any]:
     env = envs.make("DofbotReacher", engine="native")
     watch = _Watch(env)
-    train, settings = _same_settings(options)[learner]
+    train, settings = _same_settings(num_envs, options)[learner]
     chunks = options.repeats + 2  # the first two compile
     train(env, settings, 0, options.iterations, chunks, lambda policy, params: watch.lap())
     wall, physics = min(zip(*np.diff(np.array(watch.laps), axis=0)[2:].T, strict=True))
     return {
         "PPO": learner,
-        "steps/s": options.num_envs * options.horizon * options.iterations / wall,
+        "simulations": num_envs,
+        "steps/s": num_envs * options.horizon * options.iterations / wall,
         "iteration, s": wall / options.iterations,
         "physics, s": physics / options.iterations,
         "outside physics, s": (wall - physics) / options.iterations,
@@ -125,7 +134,7 @@ def _solve(learner: str, seed: int, options: Options) -> dict[str, Any]:
         "PPO": learner,
         "seed": seed,
         "s": watch.laps[-1][0],
-        "of it the first chunk, s": watch.laps[1][0],
+        "after one chunk, s": watch.laps[1][0],
         "steps": (len(judge.goals) - 1) * iterations * per_iteration,
         "goals": judge.goals[-1],
     }
@@ -201,9 +210,9 @@ def _ours(
 def _brax(
     env: Env, settings: dict[str, Any], seed: int, iterations: int, chunks: int, mark: Mark
 ) -> None:
-    def networks(*args, **kwargs):
-        sizes = {"policy_hidden_layer_sizes": (64, 64), "value_hidden_layer_sizes": (64, 64)}
-        return make_ppo_networks(*args, **kwargs, **sizes, activation=nn.tanh)
+    settings = dict(settings)
+    sizes = {"policy_hidden_layer_sizes": (64, 64), "value_hidden_layer_sizes": (64, 64)}
+    network = {**sizes, "activation": nn.tanh, **settings.pop("network", {})}
 
     def after_chunk(step, make_policy, params):
         def act(params, carry, observation, key):
@@ -218,7 +227,7 @@ def _brax(
         num_evals=chunks + 1,
         run_evals=False,
         normalize_observations=True,
-        network_factory=networks,
+        network_factory=functools.partial(make_ppo_networks, **network),
         policy_params_fn=after_chunk,
         **settings,
     )
@@ -270,17 +279,42 @@ def _parameters(model: PPO, venv: VecNormalize) -> Params:
     return {"layers": [(array(m.weight), array(m.bias)) for m in layers], "stats": stats}
 
 
+BRAX = {
+    "num_envs": 2048,
+    "unroll_length": 16,
+    "num_updates_per_batch": 3,
+    "num_minibatches": 4,
+    "batch_size": 512,
+    "discounting": 0.95,
+    "learning_rate": 1e-3,
+    "clipping_epsilon": 0.2,
+    "max_grad_norm": 1.0,
+    "reward_scaling": 0.05,
+    "entropy_cost": 1e-3,
+}
+
+STABLE_BASELINES = {
+    "num_envs": 2048,
+    "norm_reward": True,
+    "n_steps": 16,
+    "n_epochs": 3,
+    "batch_size": 8192,
+    "gamma": 0.95,
+    "learning_rate": 1e-3,
+    "max_grad_norm": 1.0,
+}
+
+
 # --- their settings -------------------------------------------------------------------------------
 
 
-def _same_settings(o: Options) -> dict[str, tuple[Callable, Any]]:
+def _same_settings(num_envs: int, o: Options) -> dict[str, tuple[Callable, Any]]:
     """Each learner, and the same settings in its own words."""
-    samples = o.num_envs * o.horizon // o.minibatches
     return {
         "jaxrobo": (
             _ours,
             ppo.Config(
-                num_envs=o.num_envs,
+                num_envs=num_envs,
                 horizon=o.horizon,
                 epochs=o.epochs,
                 minibatches=o.minibatches,
@@ -295,11 +329,11 @@ def _same_settings(o: Options) -> dict[str, tuple[Callable, Any]]:
         "brax": (
             _brax,
             {
-                "num_envs": o.num_envs,
+                "num_envs": num_envs,
                 "unroll_length": o.horizon,
                 "num_updates_per_batch": o.epochs,
                 "num_minibatches": o.minibatches,
-                "batch_size": o.num_envs // o.minibatches,  # in sequences
+                "batch_size": num_envs // o.minibatches,  # in sequences
                 "discounting": 0.95,
                 "learning_rate": 3e-4,
                 "clipping_epsilon": 0.2,
@@ -309,11 +343,11 @@ def _same_settings(o: Options) -> dict[str, tuple[Callable, Any]]:
         "stable-baselines3": (
             _stable_baselines,
             {
-                "num_envs": o.num_envs,
+                "num_envs": num_envs,
                 "norm_reward": False,
                 "n_steps": o.horizon,
                 "n_epochs": o.epochs,
-                "batch_size": samples,
+                "batch_size": num_envs * o.horizon // o.minibatches,
                 "gamma": 0.95,
                 "learning_rate": 3e-4,
                 "max_grad_norm": 1.0,
@@ -341,9 +375,6 @@ def _steps_per_iteration(learner: str, settings: Any) -> int:
         return sequences * settings["unroll_length"]
     return settings["num_envs"] * settings["n_steps"]
 
-
-BRAX: dict[str, Any] = {}
-STABLE_BASELINES: dict[str, Any] = {}
 
 if __name__ == "__main__":
     main(tyro.cli(Options))
