@@ -31,8 +31,8 @@ CONTROL_RATE = 10.0
 
 TAG_POS = np.array([0.3015, 0.0, 0.0])
 TAG_QUAT = np.array([0.0, 1.0, 1.0, 0.0]) / np.sqrt(2)
-"""The AprilTag in whose frame part poses are observed: in the frame of the robot's base, m and wxyz.
-Its x axis is the robot's y, its y axis the robot's x, and its z axis points down."""
+"""The AprilTag in whose frame parts are observed, in the frame of the robot's base: m, wxyz. Its x
+axis is the robot's y, its y axis the robot's x, and its z axis points down."""
 
 MAX_OBSERVED = 3.0
 """Observations are clipped to +- this."""

@@ -82,8 +82,8 @@ class PegHole(AssemblyEnv):
         to.
       - The plate weighs 2 g and is free; `hole="fixed"` is an easier variant.
       - Rotations in actions are the first two rows of the matrix.
-      - Contacts are stiffer than MuJoCo's defaults, to keep a fit of 0.1 mm (`envs.assembly.parts`),
-        in steps of 2 ms; the original takes steps of 1/480 s.
+      - Contacts are stiffer than MuJoCo's defaults, to keep a fit of 0.1 mm
+        (`envs.assembly.parts`), in steps of 2 ms; the original takes steps of 1/480 s.
     """
 
     def __init__(
