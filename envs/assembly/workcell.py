@@ -44,8 +44,9 @@ def friction_between(a: float, b: float) -> float:
 def build(stiffness: float = 1000.0, damping: float = 200.0, width: float = 0.07) -> Scene:
     """The workcell without parts.
 
-    Bodies: the arm's, under `panda/`, and the mocap body `obstacle/obstacle`. Sensors:
-    `ee_linvel` and `ee_angvel` of the end effector, in world axes. Groups: `tips` (to hold parts), `nails` (their ends), `table`, `obstacle`.
+    Bodies: the arm's, under `panda/`, and the mocap body `obstacle/obstacle`. Sensors: `ee_linvel`
+    and `ee_angvel` of the end effector, in world axes. Groups: `tips` (to hold parts), `nails`
+    (their ends), `table`, `obstacle`.
 
     Args:
       stiffness: position gain of the arm's joints, N m / rad.

@@ -149,9 +149,9 @@ def test_success_may_end_the_episode():
     np.testing.assert_array_equal(state.metrics["success"], 1)
 
 
-def test_a_peg_above_the_hole_is_not_in_it():
+def test_a_peg_on_the_plate_is_not_in_it():
     env, reset, step = make()
-    state = put(env, reset(keys(4)), (0, 0, 0.0095))
+    state = put(env, reset(keys(4)), (0.003, 0, 0.0095))
     state = step(state, hold(env, state))
     np.testing.assert_array_equal(state.reward, 0)
 
