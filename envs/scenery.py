@@ -9,23 +9,26 @@ CAMERA = "front"
 """The scene's first camera, from which films are taken."""
 
 
-def furnish(spec: mujoco.MjSpec, target: Sequence[float], eye: Sequence[float]) -> None:
-    """Adds a floor at z = 0, a sky, two lights and a camera.
+def furnish(
+    spec: mujoco.MjSpec, target: Sequence[float], eye: Sequence[float], floor: float = 0.0
+) -> None:
+    """Adds a floor, a sky, two lights and a camera.
 
     Args:
       spec: the scene; changed.
       target: the point that the camera looks at and the lights shine on, m.
       eye: where the camera is, m.
+      floor: height of the floor, m.
     """
     target, eye = np.asarray(target, float), np.asarray(eye, float)
     spec.stat.center, spec.stat.extent = target, float(np.linalg.norm(eye - target))
-    _add_floor(spec)
+    _add_floor(spec, floor)
     _add_sky(spec)
     _add_lights(spec, target)
     _add_camera(spec, target, eye)
 
 
-def _add_floor(spec: mujoco.MjSpec) -> None:
+def _add_floor(spec: mujoco.MjSpec, height: float) -> None:
     """A square floor of 10 cm tiles, as large as the key light's shadow map covers."""
     half = 0.5 * spec.stat.extent
     spec.add_texture(
@@ -42,6 +45,7 @@ def _add_floor(spec: mujoco.MjSpec) -> None:
     spec.worldbody.add_geom(
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
+        pos=[0, 0, height],
         size=[half, half, 0.01],
         material="floor",
         contype=0,

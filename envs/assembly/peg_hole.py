@@ -151,5 +151,5 @@ def build(visual: bool = False, hole: str = "free") -> mujoco.MjModel:
     scene.group("walls", *(f"hole/{name}" for name in parts.WALLS))
     scene.pair("walls", "peg/peg", FRICTION, solref=parts.FIT_SOLREF, solimp=parts.FIT_SOLIMP)
     if visual:
-        scenery.furnish(scene.spec, target=(0.42, 0.0, 0.06), eye=(0.95, -0.45, 0.45))
+        scenery.furnish(scene.spec, target=(0.42, 0, 0.06), eye=(0.95, -0.45, 0.45), floor=-0.4)
     return scene.compile(visual)
