@@ -68,15 +68,15 @@ class Metadata:
 def describe(env: Env, split: str | None = None, seed: int | None = None) -> Metadata:
     """The metadata of episodes of an environment.
 
-    What isn't part of the `Env` protocol is looked up by name: `config` (a dataclass),
-    `action_mode` (what an action means), `dt`, `engine`.
+    What isn't part of the `Env` protocol is looked up by name: `config` (a dataclass, whose field
+    `action` says what an action means, if it has one), `dt`, `engine`.
     """
     inner = env.unwrapped
     config = getattr(inner, "config", None)
     return Metadata(
         env=type(inner).__name__,
         config=None if config is None else rundir.plain(config),
-        action=getattr(inner, "action_mode", None),
+        action=getattr(config, "action", None),
         dt=getattr(inner, "dt", None),
         split=split,
         seed=seed,

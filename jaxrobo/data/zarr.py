@@ -95,13 +95,14 @@ def append(path: Path, trajectories: Trajectories) -> None:
     root, layout = _open(path, "r+")
     if _OWN not in root.attrs:
         raise DataError(f"{path} was written by others, expected a store of jaxrobo")
-    check_settings(_metadata(root), trajectories.metadata)
+    about = _metadata(root)
+    check_settings(about, trajectories.metadata)
     steps, episodes, ends = to_store(layout, check(trajectories, "the new episodes"))
+    arrays = {**steps, **episodes}
+    there = {k: root[v] for k, v in columns_in(layout, _paths(path), about.action).items()}
+    here = {k: arrays[v] for k, v in columns_in(layout, arrays, about.action).items()}
+    check_same(there, here, "the new episodes", str(path))
     old = _committed(root, layout)
-    there = {k: root[v] for k, v in _columns(root, path, layout).items()}
-    here = columns_in(layout, {**steps, **episodes}, trajectories.metadata.action)
-    new = {k: {**steps, **episodes}[v] for k, v in here.items()}
-    check_same(there, new, "the new episodes", str(path))
     rows = int(old[-1]) if len(old) else 0
     ends[layout.ends] += rows
     _extend(root, steps, episodes, ends, rows, len(old))
@@ -131,7 +132,7 @@ def read(
     root, layout = _open(path, "r")
     own = _OWN in root.attrs
     metadata = _metadata(root) if own else Metadata(action=action if layout.modes else None)
-    names = _columns(root, path, layout, metadata.action)
+    names = columns_in(layout, _paths(path), metadata.action)
     require(names, ("action",), str(path))
     names = select(names, obs, str(path))
     ends = _committed(root, layout)
@@ -204,12 +205,6 @@ def _open(path: Path, mode: Literal["r", "r+"]) -> tuple[zarr.Group, Layout]:
 
 def _metadata(root: zarr.Group) -> Metadata:
     return Metadata.from_dict(root.attrs[_OWN])
-
-
-def _columns(
-    root: zarr.Group, path: Path, layout: Layout, mode: str | None = None
-) -> dict[str, str]:
-    return columns_in(layout, _paths(path), mode or _metadata(root).action)
 
 
 def _paths(path: Path) -> list[str]:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import zarr as zarr_library
 
-from jaxrobo.data import DataError, fit, read, read_normaliser, take, write_normaliser, zarr
+from jaxrobo.data import (
+    DataError,
+    Metadata,
+    fit,
+    read,
+    read_normaliser,
+    take,
+    write_normaliser,
+    zarr,
+)
 from jaxrobo.physics.rotations import matrix_to_sixd, quat_to_matrix, rotvec_to_quat
 from tests.data.samples import ABOUT, assert_same, sample
 
@@ -191,6 +200,24 @@ def edit(path, change):
 def nan(x):
     x[5, 2] = np.nan
     return x
+
+
+def test_a_store_of_diffusion_policy_is_read(tmp_path):
+    """With the arrays of its Push-T demonstrations, and the ends uncompressed."""
+    root = zarr_library.open_group(tmp_path / "x.zarr", mode="w", zarr_format=2)
+    rng = np.random.default_rng(0)
+    arrays = {"action": (8, 2), "img": (8, 4, 4, 3), "keypoint": (8, 9, 2), "state": (8, 5)}
+    arrays = {k: rng.normal(size=shape).astype(np.float32) for k, shape in arrays.items()}
+    for name, value in arrays.items():
+        root.create_array(f"data/{name}", data=value, chunks=(3, *value.shape[1:]))
+    ends = np.array([3, 4, 8], np.int64)
+    root.create_array("meta/episode_ends", data=ends, chunks=(2,), compressors=None)
+    got = read(tmp_path / "x.zarr")
+    for name in ("img", "keypoint", "state"):
+        np.testing.assert_array_equal(got.obs[name], arrays[name])
+    np.testing.assert_array_equal(got.action, arrays["action"])
+    np.testing.assert_array_equal(got.episode_ends, ends)
+    assert got.metadata == Metadata()
 
 
 @pytest.mark.parametrize(
