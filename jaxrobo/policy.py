@@ -92,6 +92,22 @@ def scripted(
     return Policy(step, init=init, observe=lambda state: state)
 
 
+def watched(policy: Policy, look: Callable[[State], Any]) -> Policy:
+    """The same policy, with what `look` sees before each step as `aux["seen"]`."""
+
+    def act(params: Params, carry: Carry, seen: tuple, key: jax.Array) -> tuple:
+        action, carry, aux = policy.act(params, carry, seen[0], key)
+        return action, carry, {**aux, "seen": seen[1]}
+
+    return Policy(
+        act,
+        init=lambda seen, key: policy.init(seen[0], key),
+        plan=lambda params, carry, seen, key: policy.plan(params, carry, seen[0], key),
+        observe=lambda state: (policy.observe(state), look(state)),
+        period=policy.period,
+    )
+
+
 def constant(action: jax.Array) -> Policy:
     """Always the same action, `[action_size]`."""
     return scripted(lambda carry, state, key: (jnp.asarray(action), carry))

@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jaxrobo._files import replacing
 from jaxrobo._opengl import RendererUnavailable, canvas, choose_backend
 from jaxrobo._video import real_time, write_video
 from jaxrobo.env import Env, PhysicsEnv, State
-from jaxrobo.policy import Carry, Params, Policy
+from jaxrobo.policy import Params, Policy, watched
 from jaxrobo.rollout import rollout, start
 
 __all__ = [
@@ -140,7 +139,7 @@ def record(
     steps = env.time_limit if steps is None else steps
     if steps is None:
         raise ValueError("a film needs an end: give steps, or wrap the environment in TimeLimit")
-    policy = _watched(policy)
+    policy = watched(policy, _look)
     whole = math.ceil(steps / policy.period) * policy.period
 
     def run(params: Params, key: jax.Array) -> Trajectory:
@@ -148,7 +147,7 @@ def record(
             env, policy, params, start(env, policy, key), whole, auto_reset=False
         )
         last = jax.tree.map(lambda x: x[None], _look(end.env))
-        seen = jax.tree.map(lambda *x: jnp.concatenate(x), transitions.aux["look"], last)
+        seen = jax.tree.map(lambda *x: jnp.concatenate(x), transitions.aux["seen"], last)
         return seen.replace(model=jax.tree.map(lambda x: x[0], seen.model))
 
     run = jax.jit(jax.vmap(run, in_axes=(None, 0)))
@@ -200,22 +199,6 @@ def render(
                 corner = column * width, (rows - 1 - row) * height  # OpenGL counts from the bottom
                 picture.draw(model, data, view, mujoco.MjrRect(*corner, width, height))
             yield picture.read()
-
-
-def _watched(policy: Policy) -> Policy:
-    """The same policy, with what can be seen before each step as `aux["look"]`."""
-
-    def act(params: Params, carry: Carry, seen: Any, key: jax.Array) -> tuple:
-        action, carry, aux = policy.act(params, carry, seen[0], key)
-        return action, carry, {**aux, "look": seen[1]}
-
-    return Policy(
-        act,
-        init=lambda seen, key: policy.init(seen[0], key),
-        plan=lambda params, carry, seen, key: policy.plan(params, carry, seen[0], key),
-        observe=lambda state: (policy.observe(state), _look(state)),
-        period=policy.period,
-    )
 
 
 def _look(state: State) -> Trajectory:

@@ -37,7 +37,7 @@ def check(run_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
         with another configuration: all fields that differ are named, with both values.
     """
     if resume:
-        if changes := _differences(_fixed(read_config(run_dir)), _fixed(plain(config))):
+        if changes := differences(_fixed(read_config(run_dir)), _fixed(plain(config))):
             raise RunError(
                 f"{run_dir} was started with another configuration: {'; '.join(changes)}"
             )
@@ -120,7 +120,8 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in _FREE}
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations, a sentence each."""
     old, new = _flat(there), _flat(here)
     show = lambda values, k: repr(values[k]) if k in values else "missing"
     missing = object()

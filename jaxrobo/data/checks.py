@@ -97,7 +97,7 @@ def check_settings(
     old, new = there.to_dict(), here.to_dict()
     known = [k for k in fields if old[k] is not None and new[k] is not None]
     pick = lambda values: {k: values[k] for k in known}
-    if changes := rundir._differences(pick(old), pick(new)):
+    if changes := rundir.differences(pick(old), pick(new)):
         raise DataError(f"the episodes are of other settings: {'; '.join(changes)}")
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobo.data.trajectories import Trajectories, concatenate, describe, named, take
-from jaxrobo.env import Env, PhysicsEnv, State
-from jaxrobo.policy import Carry, Params, Policy
+from jaxrobo.env import Env, PhysicsEnv, State, Wrapper
+from jaxrobo.policy import Params, Policy, watched
 from jaxrobo.rollout import RolloutState, rollout, split_key, start
 
 PATIENCE = 512
@@ -38,6 +38,7 @@ def collect(
 ) -> Trajectories:
     """The first successful episodes of a split, each from its start to its own end.
 
+    A task that is judged by a rate ends with its success, even where the environment goes on.
     Episode i starts from `episode_key(split, seed, i)`; which are kept, and in which order, depends
     on the seed and not on the batch. A task that is judged by a count knows no failures. An episode
     whose numbers diverged is never kept.
@@ -98,6 +99,7 @@ def stream(
     _check_options(env, episodes, batch, poses)
     key, metadata = split_key(split, seed), describe(env, split, seed)
     batch = min(batch, episodes)
+    env = _EndAtSuccess(env) if env.metric.kind == "rate" else env
     begin, advance = _programs(env, policy, batch, poses)
     found = failed = 0
     while found < episodes:
@@ -111,6 +113,19 @@ def stream(
             raise NoSuccess(f"{failed} episodes in a row failed, up to number {first - 1}")
         if len(kept):
             yield take(part.replace(metadata=metadata), kept)
+
+
+class _EndAtSuccess(Wrapper):
+    """Terminates an episode in the step that makes it a success."""
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """See `Env.step`."""
+        state = self.env.step(state, action)
+        success = state.metrics[self.metric.name] > 0
+        terminated = state.terminated | success
+        truncated = state.truncated & ~success
+        done = (terminated | truncated).astype(state.done.dtype)
+        return state.replace(done=done, terminated=terminated, truncated=truncated)
 
 
 def _check_options(env: Env, episodes: int, batch: int, poses: bool) -> None:
@@ -174,22 +189,6 @@ def _run(
         model=model,
     )
     return trajectories, end["sums"].get("diverged", np.zeros(len(numbers))) == 0
-
-
-def watched(policy: Policy, look: Callable[[State], Any]) -> Policy:
-    """The same policy, with what `look` sees before each step as `aux["seen"]`."""
-
-    def act(params: Params, carry: Carry, observed: tuple, key: jax.Array) -> tuple:
-        action, carry, aux = policy.act(params, carry, observed[0], key)
-        return action, carry, {**aux, "seen": observed[1]}
-
-    return Policy(
-        act,
-        init=lambda observed, key: policy.init(observed[0], key),
-        plan=lambda params, carry, observed, key: policy.plan(params, carry, observed[0], key),
-        observe=lambda state: (policy.observe(state), look(state)),
-        period=policy.period,
-    )
 
 
 def _look(state: State) -> dict[str, jax.Array]:
