@@ -6,9 +6,9 @@ import pytest
 import envs
 from jaxrobo import policy
 from jaxrobo.data import NoSuccess, collect, collection, stream
-from jaxrobo.data.collection import watched
 from jaxrobo.data.films import to_film
 from jaxrobo.env import NaNGuard, TimeLimit, Wrapper
+from jaxrobo.policy import watched
 from jaxrobo.rendering import record
 from jaxrobo.rollout import episode_key, rollout, run_episode, start
 from tests.data.samples import assert_same
@@ -39,6 +39,23 @@ def test_the_first_successes_of_the_split_are_kept_whatever_the_batch(batch):
     assert got.success.all()
     assert not got.truncated.any()
     assert (got.metadata.env, got.metadata.split, got.metadata.seed) == ("Draw", "train", 2)
+
+
+class GoesOn(Wrapper):
+    """Never ends of itself."""
+
+    def step(self, state, action):
+        state = self.env.step(state, action)
+        no = jnp.zeros((), bool)
+        return state.replace(done=jnp.zeros(()), terminated=no, truncated=no)
+
+
+def test_an_episode_ends_with_its_success_even_where_the_environment_goes_on():
+    got = collect(TimeLimit(GoesOn(Draw()), 8), LOW, None, 4, seed=2)
+    u = draws("train", 2, 30)
+    np.testing.assert_array_equal(got.lengths, 1 + np.floor(4 * u[u >= 0.75][:4]))
+    assert got.terminated[got.episode_ends - 1].all()
+    assert not got.truncated.any()
 
 
 def test_failures_may_be_kept():
