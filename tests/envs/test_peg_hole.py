@@ -19,7 +19,7 @@ from jaxrobo.physics.rotations import (
     quat_to_matrix,
     sixd_to_matrix,
 )
-from jaxrobo.rollout import episode_key
+from jaxrobo.rollout import episode_key, rollout, start
 
 UP = jnp.array([0.0, 0.0, 1.0])
 
@@ -217,3 +217,16 @@ def test_bad_options_are_refused(options, message):
 def test_the_expert_refuses_actions_that_it_cannot_give():
     with pytest.raises(ValueError, match="action must be \"pos\", got 'delta'"):
         envs.make("PegHole", action="delta").unwrapped.expert()
+
+
+def test_on_mjx_it_has_room_for_60_contacts_and_lowers_for_cuda_without_callbacks():
+    env = envs.make("PegHole", engine="mjx")
+    assert env.unwrapped.physics.contact_slots == 60
+    assert env.unwrapped.physics.constraint_rows <= 300
+    policy = env.expert()
+    states = jax.eval_shape(
+        jax.vmap(lambda key: start(env, policy, key)), jax.random.split(jax.random.key(0), 8)
+    )
+    run = jax.vmap(lambda s: rollout(env, policy, (), s, 4))
+    lowered = jax.jit(run).trace(states).lower(lowering_platforms=("cuda",))
+    assert "callback" not in lowered.as_text()
