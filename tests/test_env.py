@@ -24,30 +24,19 @@ from jaxrobo.env import (
     reset_done,
     vectorise,
 )
-from jaxrobo.physics._callback import host_call
-from tests.learning.diagnostic_envs import Corridor, Endless, Tasks, Walk, endless, first_state
+from tests.learning.diagnostic_envs import (
+    Corridor,
+    Counting,
+    Endless,
+    Tasks,
+    Walk,
+    endless,
+    first_state,
+)
 
 KEY = jax.random.key(0)
 STAY = jnp.zeros(1)
 RIGHT = jnp.ones(1)
-
-
-class Counting(Walk):
-    """A walk whose resets call the host, which notes how many simulations each call is for."""
-
-    def __init__(self):
-        self.resets = []
-
-    def reset(self, key, model=None):
-        state = super().reset(key, model)
-
-        def note(x):
-            self.resets.append(len(x))
-            return (x,)
-
-        # a function of the state, so that XLA can neither drop nor hoist it
-        (x,) = host_call(note, [jax.ShapeDtypeStruct((), jnp.float32)], state.data.x)
-        return state.replace(data=state.data.replace(x=x))
 
 
 class Fragile(Walk):

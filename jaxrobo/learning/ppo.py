@@ -22,7 +22,7 @@ from jaxrobo.learning.normaliser import (
     normalise,
     update_stats,
 )
-from jaxrobo.learning.trainer import Metrics, Trainer
+from jaxrobo.learning.trainer import Metrics, Trainer, jit_step
 from jaxrobo.networks import ActorCritic, activation, flatten_observation
 from jaxrobo.policy import Params, Policy, gaussian
 from jaxrobo.rollout import RolloutState, Transition, rollout, start
@@ -196,10 +196,6 @@ def make(env: Env, config: Config | None = None) -> Trainer:
         )
         return state, metrics | _episode_metrics(batch)
 
-    def step(state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
-        state, batch = collect(state, inputs)
-        return update(state, batch, inputs)
-
     def policy(state: TrainState, deterministic: bool = True) -> tuple[Policy, Params]:
         return (greedy if deterministic else sampling), _policy_params(state)
 
@@ -207,7 +203,7 @@ def make(env: Env, config: Config | None = None) -> Trainer:
         init=jax.jit(init),
         collect=collect,
         update=update,
-        step=jax.jit(step, donate_argnums=0),
+        step=jit_step(collect, update),
         policy=policy,
         inputs=(),
         env=env,

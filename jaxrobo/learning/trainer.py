@@ -43,6 +43,16 @@ class Trainer(NamedTuple):
     steps_per_iteration: int
 
 
+def jit_step(collect: Callable, update: Callable) -> Callable:
+    """`Trainer.step` of these two."""
+
+    def step(state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
+        state, batch = collect(state, inputs)
+        return update(state, batch, inputs)
+
+    return jax.jit(step, donate_argnums=0)
+
+
 def over_seeds(trainer: Trainer) -> Trainer:
     """The same trainer for several seeds in one program: each state has a leading axis `[seeds]`.
 
@@ -53,15 +63,11 @@ def over_seeds(trainer: Trainer) -> Trainer:
     update = _in_turn(trainer.update) if jax.default_backend() == "cpu" else None
     update = update or jax.vmap(trainer.update, (0, 0, None))
 
-    def step(states: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
-        states, batches = collect(states, inputs)
-        return update(states, batches, inputs)
-
     return trainer._replace(
         init=jax.jit(jax.vmap(trainer.init, (0, None))),
         collect=collect,
         update=update,
-        step=jax.jit(step, donate_argnums=0),
+        step=jit_step(collect, update),
     )
 
 

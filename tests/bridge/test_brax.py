@@ -10,28 +10,10 @@ from brax.training.agents.ppo import networks as ppo_networks
 import envs
 from jaxrobo.bridge.brax import BraxEnv, _replicate, train, wrap
 from jaxrobo.env import TimeLimit
-from jaxrobo.physics._callback import host_call
-from tests.learning.diagnostic_envs import Corridor, Endless, Walk, endless
+from tests.learning.diagnostic_envs import Corridor, Counting, Endless, Walk, endless
 from tests.tiny import Draw
 
 KEY = jax.random.key(0)
-
-
-class Counting(Walk):
-    """A walk whose resets call the host, which notes how many simulations each call is for."""
-
-    def __init__(self):
-        self.resets = []
-
-    def reset(self, key, model=None):
-        state = super().reset(key, model)
-
-        def note(x):
-            self.resets.append(len(x))
-            return (x,)
-
-        (x,) = host_call(note, [jax.ShapeDtypeStruct((), jnp.float32)], state.data.x)
-        return state.replace(data=state.data.replace(x=x))
 
 
 def actions(steps, *shape):

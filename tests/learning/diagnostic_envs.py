@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrobo.env import Env, Spec, State, TimeLimit
+from jaxrobo.physics._callback import host_call
 
 
 def first_state(data, obs, metrics=()):
@@ -135,3 +136,21 @@ class Walk(Env):
             truncated=jnp.zeros((), bool),
             metrics={**state.metrics, "moved": jnp.abs(action[0])},
         )
+
+
+class Counting(Walk):
+    """A walk whose resets call the host, which notes how many simulations each call is for."""
+
+    def __init__(self):
+        self.resets = []
+
+    def reset(self, key, model=None):
+        state = super().reset(key, model)
+
+        def note(x):
+            self.resets.append(len(x))
+            return (x,)
+
+        # a function of the state, so that XLA can neither drop nor hoist it
+        (x,) = host_call(note, [jax.ShapeDtypeStruct((), jnp.float32)], state.data.x)
+        return state.replace(data=state.data.replace(x=x))

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobo.physics import make_physics
-
-# Compiles several times as fast; what is computed stays the same.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+from tests.physics.quick import QUICK
 
 WORKCELL = """
 <mujoco>
