@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= runs/demo/reacher
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3)
 
 # Succeeds in a supported Python that can make virtual environments. Candidates are run, not only looked up: a
@@ -26,7 +26,7 @@ demo: $(STAMP)  ## train DofbotReacher, evaluate it and film it
 	  $(if $(wildcard $(DEMO_DIR)/config.json),--resume)
 	$(BIN)/python -m experiments.evaluate --run-dir $(DEMO_DIR) --video
 
-test: lint  ## check style and run the tests; PYTEST_ARGS="-n 2 -k native" goes to pytest
+test: lint  ## check style and run the tests; two at a time; PYTEST_ARGS="-k native" instead goes to pytest
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style and format

@@ -15,14 +15,12 @@ them (Ankile et al., "From Imitation to Refinement", 2024, arXiv 2407.16677).
 import jax
 import jax.numpy as jnp
 
-from jaxrobo.physics.kinematics import Chain, Pose, differential_ik, forward
+from jaxrobo.physics.kinematics import Chain, Pose, differential_ik, forward, pose_error
 from jaxrobo.physics.rotations import (
     matrix_to_quat,
     matrix_to_sixd,
-    quat_conjugate,
     quat_multiply,
     quat_to_matrix,
-    quat_to_rotvec,
     sixd_to_matrix,
 )
 
@@ -84,12 +82,6 @@ def relative_to_pos(action: jax.Array, reference: Pose) -> jax.Array:
       ValueError: on a wrong shape.
     """
     return pose_action(pose_target("delta", action, reference))
-
-
-def pose_error(current: Pose, target: Pose) -> jax.Array:
-    """The motion from one pose to another: translation, m, then the rotation vector, rad. [6]."""
-    turn = quat_multiply(target.quat, quat_conjugate(current.quat))
-    return jnp.concatenate([target.pos - current.pos, quat_to_rotvec(turn)])
 
 
 def differential_ik_target(

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from envs.robots import panda
 from jaxrobo import control
 from jaxrobo.physics import make_physics
-from jaxrobo.physics.kinematics import Chain, Pose, forward
+from jaxrobo.physics.kinematics import Chain, Pose, forward, pose_error
 from jaxrobo.physics.rotations import random_quat, rotvec_to_quat
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -102,7 +102,7 @@ def test_relative_is_delta_from_the_pose_at_planning(seed):
 def test_pose_error_brings_one_pose_to_the_other():
     for seed in range(5):
         current, target = random_pose(seed), random_pose(seed + 100)
-        error = np.asarray(control.pose_error(current, target), np.float64)
+        error = np.asarray(pose_error(current, target), np.float64)
         np.testing.assert_allclose(current.pos + error[:3], target.pos, atol=1e-6)
         turned = Rotation.from_rotvec(error[3:]) * rotation(current.quat)
         np.testing.assert_allclose(
@@ -120,7 +120,7 @@ def circle(start, steps):
 
 
 def errors(pose, target):
-    error = control.pose_error(pose, target)
+    error = pose_error(pose, target)
     return jnp.linalg.norm(error[:3]), jnp.linalg.norm(error[3:])
 
 

@@ -91,7 +91,7 @@ def make(env: "PegHole", noise: float) -> Policy:
     def act(carry: Carry, state: State, key: jax.Array) -> tuple[jax.Array, Carry]:
         hand, peg, hole = _poses(env, state)
         carry = _advance(env, carry, state, middle)
-        goal = _goal(carry, hand, peg, hole, key, middle)
+        goal = _goal(carry, hand, peg, hole, key)
         target = _ahead(carry, hand, goal, middle)
         grip = jnp.where((carry.stage >= CLOSE) & (carry.stage < DONE), 1.0, -1.0)
         return jnp.append(pose_action(target), grip), carry
@@ -120,7 +120,7 @@ def _advance(env: "PegHole", carry: Carry, state: State, middle: jax.Array) -> C
     """Goes on when a stage's aim is reached, and back when the peg is lost or nothing helps."""
     hand, peg, hole = _poses(env, state)
     over_peg = jnp.linalg.norm(hand.pos[:2] - peg.pos[:2])
-    turned = jnp.abs(_turn_left(carry, hand, peg, middle))
+    turned = jnp.abs(_wrap(_yaw(peg.quat) + carry.turn - _yaw_of_hand(hand.quat)))
     gap = quat_rotate(quat_conjugate(hole.quat), peg.pos - hole.pos)
     aside = jnp.linalg.norm(gap[:2])
     twist = jnp.linalg.norm(_rotation_to(peg.quat, hole.quat))
@@ -155,11 +155,8 @@ def _advance(env: "PegHole", carry: Carry, state: State, middle: jax.Array) -> C
     )
 
 
-def _goal(
-    carry: Carry, hand: Pose, peg: Pose, hole: Pose, key: jax.Array, middle: jax.Array
-) -> Pose:
+def _goal(carry: Carry, hand: Pose, peg: Pose, hole: Pose, key: jax.Array) -> Pose:
     """Where the hand is to be in the end, in this stage."""
-    del middle
     aside = jnp.append(carry.aside, 0.0)
     upright = _hand_over(_yaw(peg.quat) + carry.turn)
     over_peg = Pose(peg.pos.at[2].set(carry.hover) + aside, upright)
@@ -182,12 +179,12 @@ def _goal(
     goals = [
         over_peg,
         at_peg,
-        Pose(at_peg.pos, upright),
+        at_peg,
         lift,
         bring(carry.carry, aside),
         bring(jnp.asarray(_HEIGHT + 0.0015), none),
         push,
-        Pose(hand.pos.at[2].add(0.0), hand.quat),
+        hand,
     ]
     return jax.tree.map(lambda *x: jnp.stack(x)[carry.stage], *goals)
 
@@ -206,11 +203,6 @@ def _ahead(carry: Carry, hand: Pose, goal: Pose, middle: jax.Array) -> Pose:
     angle = jnp.linalg.norm(rotation)
     share = jnp.minimum(1.0, 0.6 * carry.pace / jnp.maximum(angle, 1e-6))
     return Pose(pos, quat_multiply(rotvec_to_quat(rotation * share), hand.quat))
-
-
-def _turn_left(carry: Carry, hand: Pose, peg: Pose, middle: jax.Array) -> jax.Array:
-    del middle
-    return _wrap(_yaw(peg.quat) + carry.turn - _yaw_of_hand(hand.quat))
 
 
 def _rotation_to(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -227,6 +227,12 @@ def differential_ik(
     return _damped_step(chain, q, rows, error_twist, damping**2)
 
 
+def pose_error(current: Pose, target: Pose) -> jax.Array:
+    """The motion from one pose to another: translation, m, then the rotation vector, rad. [6]."""
+    turn = quat_multiply(target.quat, quat_conjugate(current.quat))
+    return jnp.concatenate([target.pos - current.pos, quat_to_rotvec(turn)])
+
+
 def inverse(
     chain: Chain,
     pos: jax.Array,
@@ -316,8 +322,7 @@ def _error(tip: Pose, pos: jax.Array, quat: jax.Array | None) -> jax.Array:
     """Translation, and rotation vector if asked, from the tip to the target. [3] or [6]."""
     if quat is None:
         return pos - tip.pos
-    rotation = quat_to_rotvec(quat_multiply(quat, quat_conjugate(tip.quat)))
-    return jnp.concatenate([pos - tip.pos, rotation])
+    return pose_error(tip, Pose(pos, quat))
 
 
 def _damped_step(
