@@ -38,6 +38,7 @@ class Plan:
     seeds: int
     evaluation_episodes: int
     test_episodes: int
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "evaluate_every", "seeds", "evaluation_episodes", "test_episodes"):
@@ -45,6 +46,8 @@ class Plan:
                 raise RunError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise RunError(f"seed must not be negative, got {self.seed}")
+        if self.patience is not None and self.patience < 1:
+            raise RunError(f"patience must be at least 1, got {self.patience}")
 
     @property
     def iterations(self) -> int:
@@ -65,6 +68,10 @@ class Plan:
     def folders(self) -> list[Path]:
         """Where the logs and the result of each seed are."""
         return [rundir.seed_dir(self.run_dir, self.seed + k, self.seeds) for k in range(self.seeds)]
+
+    def over(self, iteration: int, flat: int) -> bool:
+        """Whether the run is complete, after `flat` evaluations in a row that raised no score."""
+        return iteration >= self.iterations or (self.patience is not None and flat >= self.patience)
 
     def steps_after(self, iterations: int) -> int:
         """Iterations in the trainer's counter."""
@@ -106,20 +113,32 @@ def compile_programs(plan: Plan) -> Programs:
     """Compiles all that a run calls, ahead of time. `collect` and `update` donate the state."""
     started = time.perf_counter()
     trainer = over_seeds(plan.trainer) if plan.seeds > 1 else plan.trainer
-    state = state_template(plan.trainer, plan.seeds)
-    policy, params = trainer.policy(state)
-    runner = episode_runner(trainer.env, policy, plan.batch)
-    runner = jax.vmap(runner, (0, None, None)) if plan.seeds > 1 else runner
+    template = state_template(plan.trainer, plan.seeds)
+    runner = _runner(plan)
 
     init = jax.jit(trainer.init).lower(plan.keys(), trainer.inputs)
-    collect = jax.jit(trainer.collect, donate_argnums=0).lower(state, trainer.inputs)
+    collect = jax.jit(trainer.collect, donate_argnums=0).lower(template, trainer.inputs)
     state, batch = collect.out_info
     update = jax.jit(trainer.update, donate_argnums=0).lower(state, batch, trainer.inputs)
-    evaluate = jax.jit(runner).lower(params, _split_key("validation"), np.int32(0))
+    learned = trainer.learned(template)
+    evaluate = jax.jit(runner).lower(
+        (learned, trainer.inputs), _split_key("validation"), np.int32(0)
+    )
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         programs = pool.map(lambda lowered: lowered.compile(), (init, collect, update, evaluate))
     return Programs(*programs, seconds=time.perf_counter() - started)
+
+
+def _runner(plan: Plan) -> Runner:
+    """Runs episodes with what is learned and the trainer's inputs: `params` is the pair of them."""
+    trainer = plan.trainer
+    run = episode_runner(trainer.env, trainer.act(True), plan.batch)
+
+    def run_one(params: tuple[Params, Any], key: jax.Array, first: jax.Array) -> dict:
+        return run(trainer.complete(*params), key, first)
+
+    return run_one if plan.seeds == 1 else jax.vmap(run_one, ((0, None), None, None))
 
 
 def state_template(trainer: Trainer, seeds: int) -> TrainState:
@@ -131,9 +150,10 @@ def state_template(trainer: Trainer, seeds: int) -> TrainState:
 
 
 def estimate(
-    plan: Plan, programs: Programs, params: Params, split: str, episodes: int
+    plan: Plan, programs: Programs, learned: Params, split: str, episodes: int
 ) -> list[dict[str, Estimate]]:
     """Evaluates each seed's policy on the same episodes."""
+    params = learned, plan.trainer.inputs
     sums = run_episodes(programs.evaluate, plan.batch, params, split, _EVALUATION_SEED, episodes)
     rows = {name: values.reshape(plan.seeds, episodes) for name, values in sums.items()}
     metric = plan.trainer.env.metric

@@ -153,32 +153,33 @@ def chunked(
     return Policy(act, init, plan, period=horizon)
 
 
-def residual(base: Policy, correction: Policy, scale: float) -> Policy:
+def residual(base: Policy, correction: Policy) -> Policy:
     """A base policy plus a small correction at every step: `base + scale * correction`.
 
     Args:
-      base: the policy to correct; its parameters are `params["base"]`. It observes as it does
-        alone.
-      correction: acts on `{"obs": base's observation, "base_action": base's action}` with
-        `params["residual"]`; it has no plan of its own.
-      scale: how much of the correction is added.
+      base: the policy to correct; it observes, plans and keeps its carry as it does alone.
+      correction: acts on `{"obs": State.obs, "base_action": base's action}`; it has no plan of its
+        own.
 
     Returns:
-      A policy whose `aux` has `base_action`, `residual_action` and the `aux` of `correction`.
+      A policy whose parameters are those of both, `params["base"]` and `params["residual"]`, and
+      `params["scale"]`, a number or `[action_size]`. Its `aux` has `base_action`, `residual_action`
+      (the correction before it's scaled) and the `aux` of `correction`.
     """
 
-    def init(observation: Any, key: jax.Array) -> Carry:
-        return base.init(observation, key)
+    def init(seen: tuple, key: jax.Array) -> Carry:
+        return base.init(seen[0], key)
 
-    def plan(params: Params, carry: Carry, observation: Any, key: jax.Array) -> Carry:
-        return base.plan(params["base"], carry, observation, key)
+    def plan(params: Params, carry: Carry, seen: tuple, key: jax.Array) -> Carry:
+        return base.plan(params["base"], carry, seen[0], key)
 
-    def act(params: Params, carry: Carry, observation: Any, key: jax.Array) -> tuple:
+    def act(params: Params, carry: Carry, seen: tuple, key: jax.Array) -> tuple:
         base_key, key = jax.random.split(key)
-        base_action, carry, _ = base.act(params["base"], carry, observation, base_key)
-        seen = {"obs": observation, "base_action": base_action}
-        delta, _, aux = correction.act(params["residual"], (), seen, key)
+        base_action, carry, _ = base.act(params["base"], carry, seen[0], base_key)
+        read = {"obs": seen[1], "base_action": base_action}
+        delta, _, aux = correction.act(params["residual"], (), read, key)
         aux = {**aux, "base_action": base_action, "residual_action": delta}
-        return base_action + scale * delta, carry, aux
+        return base_action + params["scale"] * delta, carry, aux
 
-    return Policy(act, init, plan, base.observe, base.period)
+    observe = lambda state: (base.observe(state), state.obs)
+    return Policy(act, init, plan, observe, base.period)

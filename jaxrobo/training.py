@@ -43,7 +43,8 @@ class Result:
       steps: in the trainer's counter, over all calls.
       interrupted: whether it was stopped before its budget was used up.
       policy: acts by the mean.
-      params: of the best checkpoint; with a leading axis `[seeds]` if there are several.
+      params: of the best checkpoint; if there are several seeds, what they learned, with a leading
+        axis `[seeds]`.
       state: the last `TrainState`, likewise.
       evaluation: estimates on the test split, one dict a seed; empty if interrupted.
       wall_seconds: duration without compilation, over all calls.
@@ -70,6 +71,7 @@ def run(
     seeds: int = 1,
     evaluation_episodes: int = 128,
     test_episodes: int = 256,
+    patience: int | None = None,
     config: Mapping[str, Any] | None = None,
     resume: bool = False,
     wandb: bool = False,
@@ -90,6 +92,8 @@ def run(
       seeds: how many are trained at once, in one program.
       evaluation_episodes: validation episodes of each evaluation.
       test_episodes: test episodes at the end.
+      patience: the run ends when so many evaluations in a row have not raised the best score; never
+        before its budget is used up if None.
       config: what else the run is defined by (names, options); stored, and compared on resume.
       resume: whether to go on with the run in `run_dir`.
       wandb: whether to log to Weights & Biases as well.
@@ -107,6 +111,7 @@ def run(
         seeds,
         evaluation_episodes,
         test_episodes,
+        patience,
     )
     config = plan.complete(config or {})
     wandb_module = find_wandb() if wandb else None
@@ -154,15 +159,16 @@ def restore_policy(
     if not first <= seed < first + seeds:
         raise RunError(f"{run_dir} has no seed {seed}; valid: {first} to {first + seeds - 1}")
     state = state_template(trainer, seeds)
-    policy, params = trainer.policy(state, deterministic)
     if which == "best":
-        params, _ = checkpoint.load(run_dir / rundir.BEST, params)
+        learned, _ = checkpoint.load(run_dir / rundir.BEST, trainer.learned(state))
     elif which == "last":
         state, _ = checkpoint.load(run_dir / rundir.LAST, state)
-        _, params = trainer.policy(state, deterministic)
+        learned = trainer.learned(state)
     else:
         raise RunError(f"unknown checkpoint {which!r}; valid: best, last")
-    return policy, jax.tree.map(lambda x: x[seed - first], params) if seeds > 1 else params
+    if seeds > 1:
+        learned = jax.tree.map(lambda x: x[seed - first], learned)
+    return trainer.act(deterministic), trainer.complete(learned, trainer.inputs)
 
 
 @dataclasses.dataclass
@@ -175,6 +181,7 @@ class _Progress:
       scores: the metric of the best on the validation split, one a seed.
       best_steps: when that was, one a seed.
       iteration: how many are done.
+      flat: evaluations in a row, up to the last, in which no seed's score has risen.
       wall_seconds: without compilation.
       compile_seconds: of compilation.
     """
@@ -184,6 +191,7 @@ class _Progress:
     scores: list[float]
     best_steps: list[int]
     iteration: int = 0
+    flat: int = 0
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
 
@@ -205,7 +213,7 @@ def _load(plan: Plan) -> _Progress | None:
         raise RunError(
             f"{plan.run_dir} was started with other inputs (a data set, a frozen policy)"
         )
-    params, scores = checkpoint.load(best, plan.trainer.policy(template)[1])
+    params, scores = checkpoint.load(best, plan.trainer.learned(template))
     print(f"resuming from step {plan.steps_after(counters['iteration']):,}", flush=True)
     return _Progress(state, params, **scores, **counters)
 
@@ -213,7 +221,7 @@ def _load(plan: Plan) -> _Progress | None:
 def _begin(plan: Plan, programs: Programs) -> _Progress:
     """A new run, whose best policy so far is the untrained one."""
     state = programs.init(plan.keys(), plan.trainer.inputs)
-    best = jax.tree.map(jnp.copy, plan.trainer.policy(state)[1])
+    best = jax.tree.map(jnp.copy, plan.trainer.learned(state))
     return _Progress(state, best, [-math.inf] * plan.seeds, [0] * plan.seeds)
 
 
@@ -241,7 +249,7 @@ class _Loop:
         with _stop_on_signal() as stop_requested:
             if progress.is_new:
                 self._evaluate_and_save()
-            while progress.iteration < plan.iterations:
+            while not plan.over(progress.iteration, progress.flat):
                 metrics = self._iterate()
                 if previous is not None:  # it's finished by now: the device doesn't wait for logs
                     self._log(*previous)
@@ -274,13 +282,15 @@ class _Loop:
         """Evaluates; keeps the policy of each seed that did at least as well as ever."""
         plan, progress = self.plan, self.progress
         metric, steps = plan.trainer.env.metric.name, plan.steps_after(progress.iteration)
-        _, params = plan.trainer.policy(progress.state)
-        estimates = estimate(plan, self.programs, params, "validation", plan.evaluation_episodes)
+        learned = plan.trainer.learned(progress.state)
+        estimates = estimate(plan, self.programs, learned, "validation", plan.evaluation_episodes)
         scores = [e[metric].mean for e in estimates]
         better = [new >= old for new, old in zip(scores, progress.scores, strict=True)]
+        risen = any(new > old for new, old in zip(scores, progress.scores, strict=True))
+        progress.flat = 0 if risen else progress.flat + 1
         for k in np.flatnonzero(better):
             progress.scores[k], progress.best_steps[k] = scores[k], steps
-        progress.best = _choose(better, params, progress.best)
+        progress.best = _choose(better, learned, progress.best)
         self.display.score(scores)
         self._log(progress.iteration, _rows(estimates))
         self._save(any(better))
@@ -288,9 +298,8 @@ class _Loop:
     def _save(self, with_best: bool = False) -> None:
         progress, run_dir = self.progress, self.plan.run_dir
         self._tick()
-        counters = {
-            k: getattr(progress, k) for k in ("iteration", "wall_seconds", "compile_seconds")
-        }
+        names = ("iteration", "flat", "wall_seconds", "compile_seconds")
+        counters = {k: getattr(progress, k) for k in names}
         scores = {"scores": list(progress.scores), "best_steps": list(progress.best_steps)}
         best = (run_dir / rundir.BEST, progress.best, scores)
         last = (run_dir / rundir.LAST, progress.state, counters | {"inputs": self.inputs_hash})
@@ -347,7 +356,8 @@ def _conclude(
     plan: Plan, programs: Programs, progress: _Progress, config: Mapping[str, Any]
 ) -> Result:
     """Tests the best policies, unless the run isn't complete, and writes the results."""
-    interrupted = progress.iteration < plan.iterations
+    trainer = plan.trainer
+    interrupted = not plan.over(progress.iteration, progress.flat)
     steps = plan.steps_after(progress.iteration)
     tests: list[dict[str, Estimate]] = []
     if interrupted:
@@ -358,8 +368,8 @@ def _conclude(
     return Result(
         steps=steps,
         interrupted=interrupted,
-        policy=plan.trainer.policy(progress.state)[0],
-        params=progress.best,
+        policy=plan.trainer.act(True),
+        params=progress.best if plan.seeds > 1 else trainer.complete(progress.best, trainer.inputs),
         state=progress.state,
         evaluation=tuple(tests),
         wall_seconds=progress.wall_seconds,
@@ -381,6 +391,8 @@ def _write_results(
         "episodes": plan.test_episodes,
         "metric": metric,
     }
+    if plan.patience is not None:
+        costs["ended_early"] = progress.iteration < plan.iterations
     context = {"hardware": rundir.hardware(), "config": config}
 
     def write(folder: Path, who: dict, value: Estimate, more: dict) -> None:

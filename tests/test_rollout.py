@@ -160,9 +160,9 @@ def test_a_residual_policy_corrects_its_base():
         delta = params + 10 * seen["base_action"] + seen["obs"][:1]
         return delta, carry, {"seen": seen["obs"]}
 
-    policy = residual(base, Policy(correct), scale=0.1)
+    policy = residual(base, Policy(correct))
     assert policy.period == 2
-    params = {"base": 0.1, "residual": jnp.array([3.0])}
+    params = {"base": 0.1, "residual": jnp.array([3.0]), "scale": 0.1}
     _, batch = play(Corridor(4), policy, params, keys(1), 4)
     position, base_action = np.arange(4.0), np.array([0.1, 0.2, 0.1, 0.2])
     delta = 3 + 10 * base_action + position

@@ -25,12 +25,26 @@ def init_stats(shape: tuple[int, ...]) -> RunningStats:
     return RunningStats(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
 
-def update_stats(stats: RunningStats, batch: jax.Array) -> RunningStats:
-    """Adds a batch `[n, *shape]` (Chan et al. 1983, the parallel form of Welford's algorithm)."""
-    n = batch.shape[0]
-    mean, var = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
+def update_stats(
+    stats: RunningStats, batch: jax.Array, weight: jax.Array | None = None
+) -> RunningStats:
+    """Adds a batch (Chan et al. 1983, the parallel form of Welford's algorithm).
+
+    Args:
+      stats: of what was seen before.
+      batch: `[n, *shape]`.
+      weight: 1 for the samples to add, 0 for the others, `[n]`; all are added if None.
+    """
+    if weight is None:
+        n = batch.shape[0]
+        mean, var = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
+    else:
+        n = jnp.sum(weight)
+        average = lambda x: jnp.tensordot(weight, x, 1) / jnp.maximum(n, 1.0)
+        mean = average(batch)
+        var = average(jnp.square(batch - mean))
     count = stats.count + n
-    share = n / count
+    share = n / jnp.maximum(count, 1.0)
     delta = mean - stats.mean
     return RunningStats(
         count,

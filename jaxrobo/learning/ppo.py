@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -23,7 +23,7 @@ from jaxrobo.learning.normaliser import (
     update_stats,
 )
 from jaxrobo.learning.trainer import Metrics, Trainer, jit_step
-from jaxrobo.networks import ActorCritic, activation, flatten_observation
+from jaxrobo.networks import ActorCritic, activation, flatten_observation, observation_size
 from jaxrobo.policy import Params, Policy, gaussian
 from jaxrobo.rollout import RolloutState, Transition, rollout, start
 
@@ -35,12 +35,17 @@ class Config:
     Attributes:
       num_envs: simulations side by side.
       horizon: control steps a simulation makes in an iteration.
+      whole_episodes: whether an iteration resets all simulations and plays each to its end, if it
+        comes within the horizon; what follows isn't learned from. If not, simulations go on from
+        one iteration to the next.
       epochs: passes over the samples of an iteration.
       minibatches: gradient steps of a pass; they divide `num_envs * horizon`.
       discount: gamma.
       gae_decay: lambda of the advantages.
       clip: how far the probability ratio may move, and the value if `clip_values`.
       learning_rate: of Adam; where the schedule starts.
+      critic_learning_rate: of the parameters that only the value has; `learning_rate` if None. The
+        schedule scales both.
       schedule: "adaptive" holds the KL divergence of each epoch near `kl_target`, by factors of 1.5
         within [1e-6, 1e-2] (as rl_games; the divergence is from the policy that collected);
         "cosine" falls to zero over `cosine_iterations`.
@@ -50,6 +55,7 @@ class Config:
       entropy_coef: weight of the policy's entropy.
       bounds_coef: weight of the squared part of the mean action beyond +-1.1.
       max_grad_norm: to which the gradient is clipped.
+      kl_stop: the divergence of an epoch that ends an iteration's epochs.
       clip_values: whether the value's loss is clipped like the policy's.
       normalise_observations: whether observations are normalised by their running statistics.
       normalise_values: whether the value is learned in units of the running statistics of the
@@ -61,19 +67,23 @@ class Config:
       activation: of the hidden layers.
       shared_trunk: whether policy and value share the hidden layers.
       init_log_std: initial logarithm of the policy's standard deviation.
+      learn_std: whether that is learned.
     """
 
     num_envs: int = 2048
     horizon: int = 32
+    whole_episodes: bool = False
     epochs: int = 5
     minibatches: int = 4
     discount: float = 0.99
     gae_decay: float = 0.95
     clip: float = 0.2
     learning_rate: float = 1e-3
+    critic_learning_rate: float | None = None
     schedule: Literal["adaptive", "cosine", "constant"] = "adaptive"
     kl_target: float = 0.02
     cosine_iterations: int = 1000
+    kl_stop: float = math.inf
     value_coef: float = 2.0
     entropy_coef: float = 0.0
     bounds_coef: float = 1e-4
@@ -88,11 +98,14 @@ class Config:
     activation: str = "tanh"
     shared_trunk: bool = True
     init_log_std: float = 0.0
+    learn_std: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "horizon", "epochs", "minibatches", "learning_rate"):
+        for name in ("num_envs", "horizon", "epochs", "minibatches", "learning_rate", "kl_stop"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.critic_learning_rate is not None and self.shared_trunk:
+            raise ValueError("critic_learning_rate needs a critic of its own: shared_trunk=False")
         if self.num_envs * self.horizon % self.minibatches:
             raise ValueError(
                 f"minibatches must divide num_envs * horizon = {self.num_envs * self.horizon}, "
@@ -124,7 +137,11 @@ class TrainState:
 
 @struct.dataclass
 class _Samples:
-    """What the loss reads of each step; the observation is flat and normalised."""
+    """What the loss reads of each step.
+
+    `observation` is the network's input. `weight` is 0 where the simulation idled, 1 elsewhere;
+    None if none idles.
+    """
 
     observation: jax.Array
     action: jax.Array
@@ -134,6 +151,26 @@ class _Samples:
     value: jax.Array
     advantage: jax.Array
     target: jax.Array
+    weight: jax.Array | None = None
+
+
+class Agent(NamedTuple):
+    """What PPO trains.
+
+    Attributes:
+      network: `x [size] -> mean, log_std, value`.
+      size: the length of `x`.
+      act: `deterministic -> Policy`, whose `aux` has "log_prob", "mean" and "log_std".
+      read: `(batch [T, N], inputs) -> (x [T, N, size], x after the step, action)`, where `x` isn't
+        normalised yet, and `action` is what the network drew.
+      complete: see `Trainer`. What is learned is `{"network": ..., "observation_stats": ...}`.
+    """
+
+    network: ActorCritic
+    size: int
+    act: Callable[[bool], Policy]
+    read: Callable[[Transition, Any], tuple[jax.Array, jax.Array, jax.Array]]
+    complete: Callable[[Params, Any], Params]
 
 
 def make(env: Env, config: Config | None = None) -> Trainer:
@@ -144,84 +181,135 @@ def make(env: Env, config: Config | None = None) -> Trainer:
       config: options.
     """
     config = config or Config()
-    network = ActorCritic(
+    network = actor_critic(env, config)
+    observe = lambda obs: flatten_observation(env.observation_spec, obs)
+
+    def apply(params: Params, obs: Any) -> tuple[jax.Array, jax.Array]:
+        return distribution(network, config, params, observe(obs))
+
+    def read(batch: Transition, inputs: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        del inputs
+        flat = jax.vmap(jax.vmap(observe))
+        return flat(batch.obs), flat(batch.next_obs), batch.action
+
+    agent = Agent(
+        network,
+        size=observation_size(env.observation_spec),
+        act=lambda deterministic: gaussian(apply, deterministic),
+        read=read,
+        complete=lambda learned, inputs: learned,
+    )
+    return train(env, config, agent)
+
+
+def actor_critic(env: Env, config: Config, **options: Any) -> ActorCritic:
+    """The network that a configuration asks for; `options` are more of its attributes."""
+    return ActorCritic(
         env.action_size,
         config.hidden,
         config.activation,
         config.shared_trunk,
         config.init_log_std,
+        config.learn_std,
+        **options,
     )
+
+
+def distribution(
+    network: ActorCritic, config: Config, learned: Params, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and log_std of the action, from what is learned and an input that isn't normalised."""
+    x = _normalised(config, learned["observation_stats"], x)
+    mean, log_std, _ = network.apply(learned["network"], x)
+    return mean, log_std
+
+
+def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
+    """The trainer of any agent; see `make` for the one that acts alone.
+
+    Args:
+      env: without automatic resets.
+      config: options.
+      agent: what is trained.
+      inputs: see `Trainer`.
+
+    Raises:
+      ValueError: if the horizon isn't a multiple of the policy's period.
+    """
+    sampling = agent.act(False)
+    _check_horizon(config, sampling.period)
+    idles = config.whole_episodes or sampling.period > 1
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
-    observe = lambda obs: flatten_observation(env.observation_spec, obs)
-    sampling, greedy = (_make_policy(network, observe, config, d) for d in (False, True))
+
+    def begin(key: jax.Array) -> RolloutState:
+        return jax.vmap(lambda k: start(env, sampling, k))(jax.random.split(key, config.num_envs))
 
     def init(key: jax.Array, inputs: Any) -> TrainState:
         del inputs
         key, net_key, env_key = jax.random.split(key, 3)
-        keys = jax.random.split(env_key, config.num_envs)
-        states = jax.vmap(lambda k: start(env, sampling, k))(keys)
-        example = jax.vmap(observe)(states.env.obs)[0]
-        params = network.init(net_key, example)
+        params = agent.network.init(net_key, jnp.zeros(agent.size))
         return TrainState(
             iteration=jnp.zeros((), jnp.int32),
             key=key,
             params=params,
             opt_state=optimiser.init(params),
             learning_rate=jnp.asarray(config.learning_rate, jnp.result_type(float)),
-            observation_stats=init_stats(example.shape),
+            observation_stats=init_stats((agent.size,)),
             value_stats=init_stats(()),
-            rollout=states,
+            rollout=begin(env_key),
         )
 
     def collect(state: TrainState, inputs: Any) -> tuple[TrainState, Transition]:
-        del inputs
-        params = _policy_params(state)
-        run = lambda s: rollout(env, sampling, params, s, config.horizon)
+        params = agent.complete(_learned(state), inputs)
+        if config.whole_episodes:
+            key, env_key = jax.random.split(state.key)
+            state = state.replace(key=key, rollout=begin(env_key))
+        again = not config.whole_episodes
+        run = lambda s: rollout(env, sampling, params, s, config.horizon, auto_reset=again)
         states, batch = jax.vmap(run, out_axes=(0, 1))(state.rollout)
         return state.replace(rollout=states), batch
 
     def update(state: TrainState, batch: Transition, inputs: Any) -> tuple[TrainState, Metrics]:
-        del inputs
         key, sgd_key = jax.random.split(state.key)
-        flat = jax.vmap(jax.vmap(observe))
-        seen, seen_next = flat(batch.obs), flat(batch.next_obs)
-        samples, value_stats = _targets(network, config, state, batch, seen, seen_next)
-        state, metrics = _optimise(network, optimiser, config, state, samples, sgd_key)
-        rows = seen.reshape(-1, seen.shape[-1])
+        x, x_next, action = agent.read(batch, inputs)
+        weight = batch.live.astype(x.dtype) if idles else None
+        samples, value_stats = _targets(
+            agent.network, config, state, batch, x, x_next, action, weight
+        )
+        state, metrics = _optimise(agent.network, optimiser, config, state, samples, sgd_key)
+        rows = x.reshape(-1, agent.size)
         state = state.replace(
             iteration=state.iteration + 1,
             key=key,
             value_stats=value_stats,
-            observation_stats=update_stats(state.observation_stats, rows),
+            observation_stats=update_stats(state.observation_stats, rows, samples.weight),
         )
         return state, metrics | _episode_metrics(batch)
-
-    def policy(state: TrainState, deterministic: bool = True) -> tuple[Policy, Params]:
-        return (greedy if deterministic else sampling), _policy_params(state)
 
     return Trainer(
         init=jax.jit(init),
         collect=collect,
         update=update,
         step=jit_step(collect, update),
-        policy=policy,
-        inputs=(),
+        act=agent.act,
+        learned=_learned,
+        inputs=inputs,
         env=env,
         config=config,
         steps_per_iteration=config.num_envs * config.horizon,
+        complete=agent.complete,
     )
 
 
-def _make_policy(network: ActorCritic, observe: Any, config: Config, deterministic: bool) -> Policy:
-    def apply(params: Params, obs: Any) -> tuple[jax.Array, jax.Array]:
-        x = _normalised(config, params["observation_stats"], observe(obs))
-        mean, log_std, _ = network.apply(params["network"], x)
-        return mean, log_std
+def _check_horizon(config: Config, period: int) -> None:
+    if config.horizon % period:
+        raise ValueError(
+            f"horizon must be a multiple of the {period} steps that a plan of the policy lasts, "
+            f"got {config.horizon}"
+        )
 
-    return gaussian(apply, deterministic)
 
-
-def _policy_params(state: TrainState) -> Params:
+def _learned(state: TrainState) -> Params:
     return {"network": state.params, "observation_stats": state.observation_stats}
 
 
@@ -234,11 +322,13 @@ def _targets(
     config: Config,
     state: TrainState,
     batch: Transition,
-    seen: jax.Array,
-    seen_next: jax.Array,
+    x: jax.Array,
+    x_next: jax.Array,
+    action: jax.Array,
+    weight: jax.Array | None,
 ) -> tuple[_Samples, RunningStats]:
     """Advantages and value targets of a batch `[T, N]`, flattened to `[T * N]`."""
-    x, x_next = (_normalised(config, state.observation_stats, s) for s in (seen, seen_next))
+    x, x_next = (_normalised(config, state.observation_stats, s) for s in (x, x_next))
     values, next_values = (network.apply(state.params, s)[2] for s in (x, x_next))
     stats = state.value_stats
     if config.normalise_values:
@@ -251,15 +341,22 @@ def _targets(
     )(config.reward_scale * batch.reward, values, next_values, terminated, batch.truncated)
     returns = advantages + values
     if config.normalise_values:
-        stats = update_stats(stats, returns.reshape(-1))
+        flat_weight = None if weight is None else weight.reshape(-1)
+        stats = update_stats(stats, returns.reshape(-1), flat_weight)
         values, returns = normalise(stats, values), normalise(stats, returns)
     if config.normalise_advantages:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        error = advantages - _mean(advantages, weight)
+        advantages = error / (jnp.sqrt(_mean(jnp.square(error), weight)) + 1e-8)
     aux = batch.aux
     samples = _Samples(
-        x, batch.action, aux["log_prob"], aux["mean"], aux["log_std"], values, advantages, returns
+        x, action, aux["log_prob"], aux["mean"], aux["log_std"], values, advantages, returns, weight
     )
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), samples), stats
+
+
+def _mean(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """The mean of all, or of those with a weight; 0 if there are none."""
+    return jnp.mean(x) if weight is None else jnp.sum(x * weight) / jnp.maximum(weight.sum(), 1.0)
 
 
 def _optimise(
@@ -270,19 +367,21 @@ def _optimise(
     samples: _Samples,
     key: chex.PRNGKey,
 ) -> tuple[TrainState, Metrics]:
-    """Several epochs of shuffled minibatches."""
+    """Several epochs of shuffled minibatches, until the policy has moved far enough."""
     rows, unpack = _pack(samples)
     n = len(rows)
 
     def gradient_step(state: TrainState, minibatch: _Samples) -> tuple[TrainState, Metrics]:
         grads, metrics = jax.grad(_loss, has_aux=True)(state.params, network, config, minibatch)
         updates, opt_state = optimiser.update(grads, state.opt_state)
-        updates = jax.tree.map(lambda u: -state.learning_rate * u, updates)
+        rates = _rates(config, state.learning_rate, updates)
+        updates = jax.tree.map(lambda u, rate: -rate * u, updates, rates)
         params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
         return state.replace(params=params, opt_state=opt_state), metrics
 
     def epoch(state: TrainState, key: chex.PRNGKey) -> tuple[TrainState, Metrics]:
+        """Each sample once; what the last minibatches of the iteration said."""
         # Half the price of jax.random.permutation on a CPU; a tie in 32 bits does no harm here.
         order = jnp.argsort(jax.random.bits(key, (n,)))
         minibatches = rows[order].reshape(config.minibatches, -1, rows.shape[1])
@@ -298,9 +397,31 @@ def _optimise(
         share = jnp.minimum(state.iteration / config.cosine_iterations, 1.0)
         rate = 0.5 * config.learning_rate * (1 + jnp.cos(jnp.pi * share))
         state = state.replace(learning_rate=rate)
-    state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.epochs))
-    metrics = jax.tree.map(lambda m: m[-1], metrics)
-    return state, metrics | {"learning_rate": state.learning_rate}
+    keys = jax.random.split(key, config.epochs)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(epoch, state, key)[1])
+
+    def unfinished(loop: tuple[jax.Array, TrainState, Metrics]) -> jax.Array:
+        done, _, metrics = loop
+        return (done < config.epochs) & (metrics["kl"] <= config.kl_stop)
+
+    def advance(loop: tuple[jax.Array, TrainState, Metrics]) -> tuple:
+        done, state, _ = loop
+        return done + 1, *epoch(state, keys[done])
+
+    done, state, metrics = jax.lax.while_loop(unfinished, advance, (0, state, nothing))
+    return state, metrics | {"learning_rate": state.learning_rate, "epochs": done}
+
+
+def _rates(config: Config, rate: jax.Array, params: Params) -> Params:
+    """The learning rate of each parameter."""
+    factor = (config.critic_learning_rate or config.learning_rate) / config.learning_rate
+
+    def of(path: tuple, _: jax.Array) -> jax.Array:
+        return rate * factor if {"critic", "value"} & {entry.key for entry in path} else rate
+
+    return (
+        jax.tree.map_with_path(of, params) if factor != 1 else jax.tree.map(lambda _: rate, params)
+    )
 
 
 def _pack(samples: _Samples) -> tuple[jax.Array, Callable[[jax.Array], _Samples]]:
@@ -321,17 +442,18 @@ def _loss(
     params: Params, network: ActorCritic, config: Config, s: _Samples
 ) -> tuple[jax.Array, Metrics]:
     mean, log_std, value = network.apply(params, s.observation)
+    average = lambda x: _mean(x, s.weight)
     ratio = jnp.exp(distributions.normal_log_prob(s.action, mean, log_std) - s.log_prob)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    policy_loss = -jnp.mean(jnp.minimum(ratio * s.advantage, clipped * s.advantage))
+    policy_loss = -average(jnp.minimum(ratio * s.advantage, clipped * s.advantage))
     value_error = jnp.square(value - s.target)
     if config.clip_values:
         near = s.value + jnp.clip(value - s.value, -config.clip, config.clip)
         value_error = jnp.maximum(value_error, jnp.square(near - s.target))
-    value_loss = jnp.mean(value_error)
-    entropy = jnp.mean(distributions.normal_entropy(log_std))
-    bounds = jnp.mean(jnp.sum(jnp.square(jnp.maximum(jnp.abs(mean) - 1.1, 0.0)), axis=-1))
-    kl = jnp.mean(distributions.normal_kl(s.mean, s.log_std, mean, log_std))
+    value_loss = average(value_error)
+    entropy = average(distributions.normal_entropy(log_std))
+    bounds = average(jnp.sum(jnp.square(jnp.maximum(jnp.abs(mean) - 1.1, 0.0)), axis=-1))
+    kl = average(distributions.normal_kl(s.mean, s.log_std, mean, log_std))
     loss = (
         policy_loss
         + config.value_coef * value_loss
@@ -344,7 +466,7 @@ def _loss(
         "entropy": entropy,
         "bounds_loss": bounds,
         "kl": kl,
-        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > config.clip),
+        "clip_fraction": average(jnp.abs(ratio - 1) > config.clip),
     }
 
 

@@ -13,6 +13,11 @@ Batch = Any
 Metrics = dict[str, jax.Array]
 
 
+def _alone(learned: Params, inputs: Any) -> Params:
+    del inputs
+    return learned
+
+
 class Trainer(NamedTuple):
     """An algorithm on an environment.
 
@@ -23,24 +28,33 @@ class Trainer(NamedTuple):
         finished episodes are under `episode/`, NaN where none finished.
       step: `(state, inputs) -> (state, metrics)`: `collect` and `update`, jitted; donates the
         state.
-      policy: `(state, deterministic) -> (policy, params)`. The params are leaves of `state`: the
-        next call of `step` donates them, so act before it or copy them.
+      act: `deterministic -> policy`.
+      learned: `state -> params`: what a checkpoint of the policy holds. They are leaves of `state`:
+        the next call of `step` donates them, so act before it or copy them.
       inputs: what the functions read and never change (a dataset, a frozen policy); a pytree.
       env: the environment, without automatic resets.
       config: the algorithm's configuration, a dataclass.
       steps_per_iteration: environment steps (or gradient steps) of one call of `step`: budgets
         count these.
+      complete: `(learned, inputs) -> params`: all that the policy acts with. By default what is
+        learned; a residual policy adds its frozen base.
     """
 
     init: Callable[[jax.Array, Any], TrainState]
     collect: Callable[[TrainState, Any], tuple[TrainState, Batch]]
     update: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-    policy: Callable[..., tuple[Policy, Params]]
+    act: Callable[[bool], Policy]
+    learned: Callable[[TrainState], Params]
     inputs: Any
     env: Env
     config: Any
     steps_per_iteration: int
+    complete: Callable[[Params, Any], Params] = _alone
+
+    def policy(self, state: TrainState, deterministic: bool = True) -> tuple[Policy, Params]:
+        """What has been learned, ready to act; see `learned` for how long the params last."""
+        return self.act(deterministic), self.complete(self.learned(state), self.inputs)
 
 
 def jit_step(collect: Callable, update: Callable) -> Callable:

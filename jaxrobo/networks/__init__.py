@@ -1,5 +1,20 @@
 """Flax (linen) modules."""
 
-from jaxrobo.networks.mlp import MLP, ActorCritic, activation, flatten_observation
+from jaxrobo.networks.mlp import (
+    MLP,
+    ActorCritic,
+    activation,
+    flatten_observation,
+    observation_size,
+)
+from jaxrobo.networks.unet1d import ConditionalUNet1D, step_embedding
 
-__all__ = ["MLP", "ActorCritic", "activation", "flatten_observation"]
+__all__ = [
+    "MLP",
+    "ActorCritic",
+    "ConditionalUNet1D",
+    "activation",
+    "flatten_observation",
+    "observation_size",
+    "step_embedding",
+]

@@ -1,5 +1,6 @@
 """Multi-layer perceptrons, and the Gaussian actor-critic made of them."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -35,6 +36,12 @@ def flatten_observation(spec: Spec | dict[str, Spec], observation: Observation) 
     return jnp.concatenate([values[k].reshape(-1) for k in sorted(specs)])
 
 
+def observation_size(spec: Spec | dict[str, Spec]) -> int:
+    """How many numbers `flatten_observation` gives."""
+    specs = spec if isinstance(spec, dict) else {"observation": spec}
+    return sum(math.prod(entry.shape) for entry in specs.values())
+
+
 class MLP(nn.Module):
     """Dense layers with an activation between them; `[..., n]` -> `[..., sizes[-1]]`.
 
@@ -65,6 +72,8 @@ class MLP(nn.Module):
 class ActorCritic(nn.Module):
     """A Gaussian policy and a value, on one trunk or on two.
 
+    The value may read less than the policy does: the first `value_inputs` numbers of the input.
+
     Attributes:
       action_size: the length of an action.
       hidden: widths of the hidden layers.
@@ -72,6 +81,9 @@ class ActorCritic(nn.Module):
       shared: whether policy and value share the hidden layers.
       init_log_std: initial logarithm of the standard deviation, which doesn't depend on the
         observation.
+      learn_std: whether the standard deviation is learned, or stays as it is.
+      mean_scale: gain of the initial weights of the mean; at 0 it is 0 everywhere.
+      value_inputs: how much of the input the value reads, if not all; without a shared trunk.
     """
 
     action_size: int
@@ -79,6 +91,9 @@ class ActorCritic(nn.Module):
     activation: str = "tanh"
     shared: bool = True
     init_log_std: float = 0.0
+    learn_std: bool = True
+    mean_scale: float = 0.01
+    value_inputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -86,10 +101,12 @@ class ActorCritic(nn.Module):
         trunk = MLP(self.hidden, self.activation, activate_final=True, name="trunk")(x)
         critic = trunk
         if not self.shared:
-            critic = MLP(self.hidden, self.activation, activate_final=True, name="critic")(x)
-        mean = MLP((self.action_size,), final_scale=0.01, name="mean")(trunk)
+            seen = x[..., : self.value_inputs]
+            critic = MLP(self.hidden, self.activation, activate_final=True, name="critic")(seen)
+        mean = MLP((self.action_size,), final_scale=self.mean_scale, name="mean")(trunk)
         value = MLP((1,), name="value")(critic)[..., 0]
         log_std = self.param(
             "log_std", nn.initializers.constant(self.init_log_std), (self.action_size,)
         )
+        log_std = log_std if self.learn_std else jax.lax.stop_gradient(log_std)
         return mean, jnp.broadcast_to(log_std, mean.shape), value
