@@ -171,6 +171,7 @@ def ddim_sample(
     start: jax.Array,
     steps: Sequence[int],
     *,
+    end: int = -1,
     clip: bool = True,
 ) -> jax.Array:
     """Denoises deterministically, in any number of steps.
@@ -185,17 +186,18 @@ def ddim_sample(
       schedule: the noise levels.
       predict: the network, which predicts noise.
       start: `[...]`, noisy as at the first of the steps: standard normal, or a warm start.
-      steps: the noise levels to visit, falling; after the last the sample is clean.
+      steps: the noise levels to visit, falling.
+      end: the noise level after the last of them; -1 for a clean sample.
       clip: whether the data is within [-1, 1], and so is every estimate of it.
 
     Returns:
-      `[...]`, a clean sample.
+      `[...]`, a sample at the noise level `end`.
 
     Raises:
-      ValueError: if there are no steps, they don't fall, or aren't in 0 .. T - 1.
+      ValueError: if there are no steps, they don't fall to `end`, or aren't in 0 .. T - 1.
     """
     steps = np.asarray(steps, np.int32)
-    _check_steps(schedule, steps)
+    _check_steps(schedule, steps, end)
 
     def denoise(noisy, inputs):
         step, following = inputs
@@ -206,7 +208,7 @@ def ddim_sample(
         # As in diffusers: the noise stays what the network says where the estimate is clipped.
         return jnp.sqrt(alpha) * clean + jnp.sqrt(1 - alpha) * noise, None
 
-    clean, _ = jax.lax.scan(denoise, start, (steps, np.append(steps[1:], np.int32(-1))))
+    clean, _ = jax.lax.scan(denoise, start, (steps, np.append(steps[1:], np.int32(end))))
     return clean
 
 
@@ -215,10 +217,12 @@ def _alpha(schedule: Schedule, step: jax.Array | int) -> jax.Array:
     return jnp.where(step < 0, 1.0, schedule.alphas_cumprod[jnp.maximum(step, 0)])
 
 
-def _check_steps(schedule: Schedule, steps: np.ndarray) -> None:
+def _check_steps(schedule: Schedule, steps: np.ndarray, end: int) -> None:
     in_range = steps.ndim == 1 and steps.size and steps[-1] >= 0 and steps[0] < schedule.steps
     if not in_range or np.any(np.diff(steps) >= 0):
         raise ValueError(f"steps must fall, in 0 .. {schedule.steps - 1}, got {steps.tolist()}")
+    if not -1 <= end < steps[-1]:
+        raise ValueError(f"end must be in -1 .. {steps[-1] - 1}, below the last step, got {end}")
 
 
 def flow_loss(predict: Predict, clean: jax.Array, key: jax.Array) -> jax.Array:

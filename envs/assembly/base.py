@@ -71,8 +71,8 @@ class AssemblyConfig:
 
     action: Literal["pos", "delta"] = "pos"
     randomness: Literal["low", "med", "high", "wide"] = "low"
-    terminate_on_success: bool = False
-    perturbation: float = 0.0
+    terminate_on_success: bool = dataclasses.field(default=False, metadata={"of_task": False})
+    perturbation: float = dataclasses.field(default=0.0, metadata={"of_task": False})
 
     def __post_init__(self) -> None:
         for name, valid in (("action", POSE_MODES), ("randomness", ("low", "med", "high", "wide"))):

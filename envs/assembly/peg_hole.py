@@ -50,7 +50,7 @@ class Config(AssemblyConfig):
       hole: "free": the plate of 2 g lies loose, as in the original; "fixed": it can't move.
     """
 
-    episode_steps: int = 200
+    episode_steps: int = dataclasses.field(default=200, metadata={"of_task": False})
     hole: Literal["free", "fixed"] = "free"
 
     def __post_init__(self) -> None:

@@ -69,13 +69,14 @@ def describe(env: Env, split: str | None = None, seed: int | None = None) -> Met
     """The metadata of episodes of an environment.
 
     What isn't part of the `Env` protocol is looked up by name: `config` (a dataclass, whose field
-    `action` says what an action means, if it has one), `dt`, `engine`.
+    `action` says what an action means, if it has one), `dt`, `engine`. A field of `config` with the
+    metadata `{"of_task": False}` is left out: how an episode ends, or what disturbs it.
     """
     inner = env.unwrapped
     config = getattr(inner, "config", None)
     return Metadata(
         env=type(inner).__name__,
-        config=None if config is None else rundir.plain(config),
+        config=None if config is None else _of_task(config),
         action=getattr(config, "action", None),
         dt=getattr(inner, "dt", None),
         split=split,
@@ -83,6 +84,12 @@ def describe(env: Env, split: str | None = None, seed: int | None = None) -> Met
         engine=getattr(inner, "engine", None),
         versions=rundir.versions(),
     )
+
+
+def _of_task(config: Any) -> dict[str, Any]:
+    """The options without those that change nothing about a demonstration, as their fields say."""
+    ignored = [f.name for f in dataclasses.fields(config) if f.metadata.get("of_task") is False]
+    return {k: v for k, v in rundir.plain(config).items() if k not in ignored}
 
 
 @struct.dataclass
