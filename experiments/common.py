@@ -1,32 +1,53 @@
 """What the experiments share: environments and trainers by name, and trained policies by folder."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+import numpy as np
 import rich
 from rich.markup import escape
 from rich.table import Table
 
 import envs
-from jaxrobo import rundir, training
+from jaxrobo import data, rundir, training
 from jaxrobo.checkpoint import RunError
 from jaxrobo.env import Env
 from jaxrobo.evaluation import Estimate
-from jaxrobo.learning import ppo
+from jaxrobo.learning import bc, diffusion_bc, ppo, residual_ppo
 from jaxrobo.learning.trainer import Trainer
 from jaxrobo.policy import Params, Policy
 
 
 class Algorithm(NamedTuple):
-    """How an algorithm is made: `make(env, config)`."""
+    """How an algorithm is made.
 
-    make: Callable[[Env, Any], Trainer]
+    Attributes:
+      make: `(env, config) -> Trainer`, with what it learns from in between if it needs something.
+      config_class: of its options.
+      source: what else it needs: demonstrations, or the run of a base policy.
+    """
+
+    make: Callable[..., Trainer]
     config_class: type
+    source: Literal["demos", "base"] | None = None
 
 
-ALGORITHMS = {"ppo": Algorithm(ppo.make, ppo.Config)}
+ALGORITHMS = {
+    "ppo": Algorithm(ppo.make, ppo.Config),
+    "bc": Algorithm(bc.make, bc.Config, "demos"),
+    "diffusion_bc": Algorithm(diffusion_bc.make, diffusion_bc.Config, "demos"),
+    "residual_ppo": Algorithm(residual_ppo.make, residual_ppo.Config, "base"),
+}
+
+EXPERT = "expert"
+"""Instead of a run's folder: the task's scripted expert as the base policy."""
+
+_EXPERT_EPISODES = 64
+"""Episodes of the expert that say what range its actions have."""
 
 
 def algorithm(name: str) -> Algorithm:
@@ -36,7 +57,9 @@ def algorithm(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-def make_trainer(env: str, engine: str, task: Any, algo: str, config: Any) -> Trainer:
+def make_trainer(
+    env: str, engine: str, task: Any, algo: str, config: Any, source: str | Path | None = None
+) -> Trainer:
     """A trainer in an environment.
 
     Args:
@@ -45,12 +68,55 @@ def make_trainer(env: str, engine: str, task: Any, algo: str, config: Any) -> Tr
       task: the environment's `Config`.
       algo: name of the algorithm.
       config: the algorithm's `Config`.
+      source: the file of the demonstrations, or the folder of the base policy's run or `EXPERT`, if
+        the algorithm needs one.
 
     Raises:
-      ValueError: on an unknown name or a bad value.
+      ValueError: on an unknown name, a bad value, or a source that is missing, damaged or doesn't
+        fit the task.
     """
-    options = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-    return algorithm(algo).make(envs.make(env, engine, **options), config)
+    made = envs.make(env, engine, **_fields(task))
+    make, _, needs = algorithm(algo)
+    if (source is None) != (needs is None):
+        what = f"needs --{needs}" if needs else "takes neither --demos nor --base"
+        raise ValueError(f"{algo} {what}")
+    if needs == "demos":
+        return make(made, data.read(Path(source)), config)
+    if needs == "base":
+        return make(made, _base(made, engine, source), config)
+    return make(made, config)
+
+
+def source_entry(algo: str, source: str | Path | None, run_dir: Path) -> dict[str, str]:
+    """What `config.json` says of the source: paths are relative to the run's folder."""
+    needs = algorithm(algo).source
+    if needs is None or str(source) == EXPERT:
+        return {needs: EXPERT} if needs else {}
+    return {needs: os.path.relpath(source, run_dir)}
+
+
+def _base(env: Env, engine: str, source: str | Path) -> residual_ppo.Base:
+    """The policy to correct, which must act as `env` is acted in.
+
+    Raises:
+      ValueError: if the task has no expert, there's no such run, or it's of other settings.
+    """
+    if str(source) == EXPERT:
+        if not hasattr(env, "expert"):
+            raise ValueError(f"{type(env.unwrapped).__name__} has no scripted expert")
+        policy = env.expert()
+        episodes = data.collect(env, policy, (), _EXPERT_EPISODES, batch=_EXPERT_EPISODES)
+        return residual_ppo.Base(policy, (), data.fit(episodes))
+    trainer = restore_trainer(Path(source), engine)
+    if algorithm(rundir.read_config(Path(source))["algo"]).source != "demos":
+        raise RunError(f"{source} is not the run of a cloned policy")
+    try:
+        about, here = data.describe(trainer.env), data.describe(env)
+        data.check_settings(about, here, ("action", "dt"))
+    except data.DataError as error:
+        raise RunError(f"the base policy of {source} doesn't fit: {error}") from error
+    policy, params = training.restore_policy(source, trainer)
+    return residual_ppo.Base(policy, params, params["normaliser"])
 
 
 def restore_trainer(run_dir: Path, engine: str = "auto") -> Trainer:
@@ -69,7 +135,14 @@ def restore_trainer(run_dir: Path, engine: str = "auto") -> Trainer:
         name, algo = stored["env"], stored["algo"]
         task = _from_json(envs.config_class(name), stored["task"])
         config = _from_json(algorithm(algo).config_class, stored["algorithm"])
-        return make_trainer(name, engine, task, algo, config)
+        needs = algorithm(algo).source
+        if needs == "demos":
+            env = envs.make(name, engine, **_fields(task))
+            return algorithm(algo).make(env, _blank(env), config)
+        source = stored["base"] if needs else None
+        if source not in (None, EXPERT):
+            source = run_dir / source
+        return make_trainer(name, engine, task, algo, config, source)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run_dir / rundir.CONFIG} can't be used: {error}") from error
 
@@ -111,6 +184,28 @@ def show(title: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> None:
         ]
         table.add_row(name, *(escape(cell) for cell in cells))
     rich.print(table)
+
+
+def _blank(env: Env) -> data.Trajectories:
+    """Demonstrations of one step: what a trainer needs of them to restore what it has learned."""
+    zeros = lambda spec: np.zeros((1, *spec.shape), spec.dtype)
+    obs = jax.tree.map(zeros, data.named(env.observation_spec))
+    no = np.zeros(1, bool)
+    return data.Trajectories(
+        obs=obs,
+        action=np.zeros((1, env.action_size), np.float32),
+        reward=np.zeros(1, np.float32),
+        terminated=no,
+        truncated=no,
+        episode_ends=np.ones(1, np.int64),
+        success=no,
+        episode=np.zeros(1, np.int64),
+        metadata=data.describe(env),
+    )
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
 def _from_json(config_class: type, values: dict[str, Any]) -> Any:

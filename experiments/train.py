@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import envs
 from experiments import cli
-from experiments.common import ALGORITHMS, algorithm, make_trainer, show
+from experiments.common import ALGORITHMS, algorithm, make_trainer, show, source_entry
 from experiments.presets import preset
 from jaxrobo import rundir, training
 from jaxrobo.metrics import JSONL
@@ -33,6 +33,8 @@ class Run:
       algo: the algorithm.
       engine: native (MuJoCo C on CPU threads), mjx (on the device); auto takes mjx where JAX has an
         accelerator.
+      demos: demonstrations to clone, a file of `experiments.collect`.
+      base: the policy that a residual policy corrects: the folder of a run, or "expert".
       run_dir: where everything is written; runs/<env>-<algo>-<seed> if None.
       resume: go on with the run in that folder.
       seed: the first seed.
@@ -41,12 +43,15 @@ class Run:
       evaluate_every: steps between evaluations, after each of which the run is saved.
       evaluation_episodes: episodes of each evaluation.
       test_episodes: episodes of the test at the end.
+      patience: evaluations in a row without a better score that end the run; none do if None.
       wandb: log to Weights & Biases as well.
     """
 
     env: str
     algo: str = "ppo"
     engine: Literal["auto", "native", "mjx"] = "auto"
+    demos: Path | None = None
+    base: str | None = None
     run_dir: Path | None = None
     resume: bool = False
     seed: int = 0
@@ -55,6 +60,7 @@ class Run:
     evaluate_every: int = 100_000
     evaluation_episodes: int = 128
     test_episodes: int = 256
+    patience: int | None = None
     wandb: bool = False
 
 
@@ -64,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, task, config = parse(argv)
     run_dir = run.run_dir or Path("runs", f"{run.env}-{run.algo}-{run.seed}")
     with cli.failing(ValueError):
-        trainer = make_trainer(run.env, run.engine, task, run.algo, config)
+        if run.demos is not None and run.base is not None:
+            raise ValueError("give demos or a base, not both")
+        source = run.base if run.demos is None else run.demos
+        trainer = make_trainer(run.env, run.engine, task, run.algo, config, source)
     names = {"env": run.env, "algo": run.algo, "engine": trainer.env.engine, "task": task}
     with cli.failing(training.RunError):
         result = training.run(
@@ -76,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             seeds=run.seeds,
             evaluation_episodes=run.evaluation_episodes,
             test_episodes=run.test_episodes,
-            config=names,
+            patience=run.patience,
+            config=names | source_entry(run.algo, source, run_dir),
             resume=run.resume,
             wandb=run.wandb,
         )

@@ -51,7 +51,7 @@ def evaluate(
 
     Returns:
       An estimate of each sum of `run_episode`: the task's metric first, then reward, length and the
-      rest.
+      rest. Where the metric is a rate, `length_of_success` too: of the episodes that succeeded.
 
     Raises:
       ValueError: on an unknown split, no time limit, or `episodes` or `batch` below 1.
@@ -107,7 +107,8 @@ def run_episodes(
 def summarise(metric: Metric, sums: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     """Means and intervals of episodes' sums `[episodes]`, the task's metric first.
 
-    A task's success rate has a Wilson interval, everything else Student's.
+    A task's success rate has a Wilson interval, everything else Student's. Beside a rate stands
+    `length_of_success`, the mean length of the episodes that succeeded, unless none did.
 
     Raises:
       ValueError: if the task's metric isn't there, or is called a rate but has sums other than 0
@@ -116,7 +117,14 @@ def summarise(metric: Metric, sums: Mapping[str, np.ndarray]) -> dict[str, Estim
     if metric.name not in sums:
         raise ValueError(f"the metric {metric.name!r} isn't among {', '.join(sums)}")
     names = [metric.name, *(k for k in sums if k != metric.name)]
-    return {k: _estimate(k, sums[k], metric.kind if k == metric.name else "count") for k in names}
+    estimates = {
+        k: _estimate(k, sums[k], metric.kind if k == metric.name else "count") for k in names
+    }
+    won = np.asarray(sums[metric.name]) > 0
+    if metric.kind == "rate" and "length" in sums and won.any():
+        lengths = np.asarray(sums["length"])[won]
+        estimates["length_of_success"] = _estimate("length_of_success", lengths, "count")
+    return estimates
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

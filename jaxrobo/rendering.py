@@ -29,6 +29,7 @@ __all__ = [
     "record",
     "record_video",
     "render",
+    "side_by_side",
     "write_video",
 ]
 
@@ -156,6 +157,21 @@ def record(
     return _over_time(trajectory, slice(length + 1))
 
 
+def side_by_side(*trajectories: Trajectory) -> Trajectory:
+    """The first episode of each, then the second of each, ...; all must have as many.
+
+    Of two trajectories of two episodes, `render` draws each in a column of its own.
+    """
+    longest = max(t.qpos.shape[1] for t in trajectories)
+
+    def pad(t: Trajectory) -> Trajectory:
+        rows = np.minimum(np.arange(longest), t.qpos.shape[1] - 1)
+        return _over_time(t, rows)
+
+    interleave = lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
+    return jax.tree.map(interleave, *map(pad, trajectories))
+
+
 def render(
     mj_model: mujoco.MjModel,
     trajectory: Trajectory,
@@ -207,7 +223,7 @@ def _look(state: State) -> Trajectory:
     return Trajectory(data.qpos, data.mocap_pos, data.mocap_quat, data.model, state.done == 0)
 
 
-def _over_time(trajectory: Trajectory, rows: slice) -> Trajectory:
+def _over_time(trajectory: Trajectory, rows: slice | np.ndarray) -> Trajectory:
     """Selects rows of the time axis."""
     names = [f.name for f in dataclasses.fields(trajectory) if f.name != "model"]
     return trajectory.replace(**{name: getattr(trajectory, name)[:, rows] for name in names})

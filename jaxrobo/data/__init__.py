@@ -33,6 +33,7 @@ from jaxrobo.data.trajectories import (
     Trajectories,
     concatenate,
     describe,
+    named,
     take,
 )
 from jaxrobo.data.windows import Windows, gather, make_windows, split_episodes
@@ -58,6 +59,7 @@ __all__ = [
     "gather",
     "hdf5",
     "make_windows",
+    "named",
     "normalise",
     "normalise_observation",
     "pickles",

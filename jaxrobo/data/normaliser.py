@@ -17,6 +17,14 @@ from jaxrobo.env import Observation
 ACTION = "action"
 """What the actions are called among the observations."""
 
+MIN_SCALE = 0.01
+"""A dimension that varies less is treated as if it varied so much. Without that, the tilt of a part
+that lies flat in all demonstrations, some microradians, would be the loudest of all observations
+once it doesn't."""
+
+MAX_OBSERVED = 5.0
+"""Normalised observations are clipped to +- this."""
+
 
 @struct.dataclass
 class Normaliser:
@@ -41,7 +49,8 @@ def fit(
     "min_max":   offset = (max + min) / 2, scale = (max - min) / 2, so the data is within [-1, 1]
     "standard":  offset = mean, scale = standard deviation (of the population)
 
-    A constant dimension has scale 1 and becomes 0, as in robust-rearrangement's `LinearNormalizer`.
+    A constant dimension has scale 1 and becomes 0, as in robust-rearrangement's `LinearNormalizer`;
+    one that varies has a scale of at least `MIN_SCALE`, unlike there.
 
     Args:
       trajectories: the training set.
@@ -65,7 +74,7 @@ def fit(
     single = lambda x: np.asarray(x, np.float32)
     return Normaliser(
         {k: single(offset) for k, (offset, _) in stats.items()},
-        {k: single(np.where(scale == 0, 1, scale)) for k, (_, scale) in stats.items()},
+        {k: single(_usable(scale)) for k, (_, scale) in stats.items()},
     )
 
 
@@ -80,9 +89,13 @@ def denormalise(normaliser: Normaliser, key: str, x: jax.Array) -> jax.Array:
 
 
 def normalise_observation(normaliser: Normaliser, observation: Observation) -> Observation:
-    """Normalises an observation; entries that the normaliser wasn't fitted on stay as they are."""
+    """Normalises an observation and clips it to +- `MAX_OBSERVED`.
+
+    Entries that the normaliser wasn't fitted on stay as they are.
+    """
+    clipped = lambda x: jnp.clip(x, -MAX_OBSERVED, MAX_OBSERVED)
     entries = {
-        k: normalise(normaliser, k, v) if k in normaliser.offset else v
+        k: clipped(normalise(normaliser, k, v)) if k in normaliser.offset else v
         for k, v in named(observation).items()
     }
     return entries if isinstance(observation, Mapping) else next(iter(entries.values()))
@@ -122,6 +135,10 @@ def from_dict(values: Mapping[str, Any] | None, episodes: int, where: str) -> No
         )
     read = lambda name: {k: np.asarray(v[name], np.float32) for k, v in values["keys"].items()}
     return Normaliser(read("offset"), read("scale"))
+
+
+def _usable(scale: np.ndarray) -> np.ndarray:
+    return np.where(scale == 0, 1.0, np.maximum(scale, MIN_SCALE))
 
 
 def _min_max(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

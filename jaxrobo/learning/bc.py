@@ -316,7 +316,8 @@ def _make_policy(env: Env, config: CloningConfig, model: Model) -> Policy:
 
     def act(params: Params, carry: _Carry, obs: Observation, key: jax.Array) -> tuple:
         del key
-        action = denormalise(params["normaliser"], "action", carry.plan[carry.index])
+        planned = jnp.clip(carry.plan[carry.index], -1.0, 1.0)  # as all demonstrated actions are
+        action = denormalise(params["normaliser"], "action", planned)
         push = lambda old, new: jnp.append(old, new[None], axis=0)[1:]
         history = jax.tree.map(push, carry.history, obs) if past else carry.history
         return action, carry.replace(index=carry.index + 1, history=history), {}

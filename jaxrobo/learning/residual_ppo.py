@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobo.data import Normaliser, normalise, normalise_observation
-from jaxrobo.data.trajectories import named
+from jaxrobo.data import Normaliser, named, normalise, normalise_observation
 from jaxrobo.env import Env, Observation
 from jaxrobo.learning import ppo
 from jaxrobo.learning.trainer import Trainer
