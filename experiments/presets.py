@@ -17,11 +17,58 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     },
     # A goal takes 50 steps.
     ("DofbotReacher", "ppo", "servo"): {"discount": 0.98, "steps": 14_000_000},
+    ("PegHole", "diffusion_bc"): {
+        "terminate_on_success": True,
+        "steps": 4_000,
+        "evaluate_every": 1_000,
+        "patience": 3,
+        "decay_steps": 4_000,
+        "warmup_steps": 200,
+        "widths": (32, 64, 128),
+    },
+    ("PegHole", "residual_ppo"): {
+        "terminate_on_success": True,
+        "steps": 1_500_000,
+        "evaluate_every": 150_000,
+        "patience": 3,
+    },
+    # As robust-rearrangement trains (config/base_residual_rl.yaml and the peg's runs of BC); its
+    # weight decay of 1e-6 and the actor's warm-up of 5 iterations are left out.
+    ("PegHole", "diffusion_bc", "paper"): {
+        "steps": 5_000_000,
+        "evaluate_every": 10_000,
+        "patience": None,
+        "gradient_steps": 1_000,
+        "decay_steps": 5_000_000,
+        "warmup_steps": 10_000,
+        "learning_rate": 1e-4,
+        "widths": (256, 512, 1024),
+        "horizon": 16,
+        "action_horizon": 4,
+    },
+    ("PegHole", "residual_ppo", "paper"): {
+        "steps": 1_000_000_000,
+        "evaluate_every": 1_024_000,
+        "patience": None,
+        "num_envs": 1024,
+        "horizon": 200,
+        "whole_episodes": True,
+        "truncation_as_done": True,
+        "epochs": 50,
+        "minibatches": 1,
+        "discount": 0.999,
+        "learning_rate": 3e-4,
+        "critic_learning_rate": 5e-3,
+        "schedule": "cosine",
+        "cosine_iterations": 4_882,  # all of them
+        "kl_stop": 0.1,
+    },
 }
-"""By task and algorithm, or by task, algorithm and profile, which adds to the former."""
+"""By task and algorithm; or by task, algorithm and profile (of the task, or "paper"), which adds to
+the former."""
 
 
 def preset(env: str, algo: str, profile: str | None = None) -> dict[str, Any]:
-    """The flags that a task, an algorithm and a profile of the task stand for."""
+    """The flags that a task, an algorithm and a profile stand for."""
     general = PRESETS.get((env, algo), {})
     return general | PRESETS.get((env, algo, profile), {}) if profile else general

@@ -26,6 +26,7 @@ __all__ = [
     "MAX_TILES",
     "RendererUnavailable",
     "Trajectory",
+    "film",
     "record",
     "record_video",
     "render",
@@ -114,9 +115,23 @@ def record_video(
     if not 1 <= keys.size <= MAX_TILES:
         raise ValueError(f"1 to {MAX_TILES} episodes fit into a video, got {keys.size}")
     choose_backend()  # before the work, where it's clear already that nothing can draw
-    trajectory = record(env, policy, params, keys, max_steps)
+    film(env, record(env, policy, params, keys, max_steps), path, fps)
+
+
+def film(env: Env, trajectory: Trajectory, path: Path, fps: int | None = None) -> None:
+    """Writes a video of recorded episodes side by side, in real time.
+
+    Args:
+      env: where they were recorded.
+      trajectory: up to `MAX_TILES` episodes.
+      path: see `record_video`.
+      fps: see `record_video`.
+
+    Raises:
+      RendererUnavailable: if this machine can't draw.
+    """
     stride, rate = real_time(env.dt, fps or _MAX_FPS)
-    tile = _SIZES[_columns(keys.size)]
+    tile = _SIZES[_columns(len(trajectory.qpos))]
     write_video(path, render(env.visual_model, trajectory, None, *tile, stride=stride), rate)
 
 

@@ -1,0 +1,261 @@
+"""From demonstrations to a refined policy: collects, clones, refines, and compares.
+
+    python -m experiments.refine --env PegHole --randomness low --run-dir runs/peg
+    python -m experiments.refine --env PegHole --randomness low --run-dir runs/peg --resume
+
+Writes into the folder of the run:
+
+    demonstrations.zarr   of the scripted expert, unless --demos names others
+    clone/, refined/      the runs of both policies (`experiments.train` makes the same)
+    result.json           success of expert, clone and refined policy on the same test episodes
+    video.mp4             clone (left) and refined policy (right) from the same starts
+
+Every field of the task's `Config` is a flag; `--env NAME --help` lists them.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import rich
+from rich.markup import escape
+from rich.table import Table
+
+import envs
+from experiments import cli
+from experiments.collect import Collection, collect
+from experiments.common import algorithm, load, make_trainer, source_entry
+from experiments.presets import preset
+from jaxrobo import data, rundir, training
+from jaxrobo.env import Env
+from jaxrobo.evaluation import evaluate
+from jaxrobo.metrics import JSONL
+from jaxrobo.rollout import episode_key
+
+_COMMAND = "python -m experiments.refine"
+
+_ALGORITHMS = {"clone": "diffusion_bc", "refined": "residual_ppo"}
+"""The stages that train, and by what."""
+
+_FILMED = 2
+"""Starts in the video."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """Options of a refinement.
+
+    Attributes:
+      env: the task.
+      engine: native (MuJoCo C on CPU threads), mjx (on the device); auto takes mjx where JAX has an
+        accelerator.
+      demos: demonstrations to clone, a file of `experiments.collect`; the expert's if None.
+      episodes: how many demonstrations the expert gives.
+      preset: cpu, or paper: networks, simulations and epochs of arXiv 2407.16677.
+      steps: control steps of the refinement; those of the preset if None.
+      seed: of the demonstrations and of both trainings.
+      run_dir: where everything is written; runs/<env>-refine-<seed> if None.
+      resume: go on with the run in that folder, at the stage and step where it stopped.
+      test_episodes: on which all three are compared.
+    """
+
+    env: str = "PegHole"
+    engine: Literal["auto", "native", "mjx"] = "auto"
+    demos: Path | None = None
+    episodes: int = 50
+    preset: Literal["cpu", "paper"] = "cpu"
+    steps: int | None = None
+    seed: int = 0
+    run_dir: Path | None = None
+    resume: bool = False
+    test_episodes: int = 256
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options, task = parse(argv)
+    with cli.failing(ValueError):
+        finished = refine(options, task)
+    if not finished:
+        again = argv if options.resume else [*argv, "--resume"]
+        print(f"to go on: {_COMMAND} {shlex.join(again)}")
+
+
+def refine(options: Refinement, task: Any) -> bool:
+    """Runs what is left of the stages; False if one was interrupted.
+
+    Raises:
+      ValueError: if an option is wrong, the folder is taken or the demonstrations can't be used.
+    """
+    run_dir = options.run_dir or Path("runs", f"{options.env}-refine-{options.seed}")
+    env = envs.make(options.env, options.engine, **dataclasses.asdict(task))
+    if not hasattr(env, "expert"):
+        raise ValueError(f"{options.env} has no scripted expert")
+    config = {"refinement": _lasting(options), "task": task, "engine": env.engine}
+    rundir.check(run_dir, config, options.resume)
+    rundir.write_json(run_dir / rundir.CONFIG, config)
+    results = {"expert": _demonstrate(env, options, run_dir)}
+    sources = {"clone": options.demos or run_dir / _DEMOS, "refined": run_dir / "clone"}
+    for stage, source in sources.items():
+        result = _train(stage, source, options, task, run_dir)
+        if result is None:
+            return False
+        results[stage] = result
+    _conclude(env, options, run_dir, results)
+    return True
+
+
+def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
+    """Options of the refinement, and the task's `Config`. Exits with 2 on a wrong flag."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--env", nargs="?", default=Refinement.env)
+    name = first.parse_known_args(argv)[0].env or Refinement.env
+    with cli.failing(ValueError):
+        config_class = envs.config_class(name)
+        options = cli.merge(refinement=Refinement, task=config_class)
+        names = {f.name for f in dataclasses.fields(config_class)}
+        known = {k: v for k, v in preset(name, "diffusion_bc").items() if k in names}
+        default = options(Refinement(env=name), config_class(**known))
+    parsed = cli.parse(options, argv, _COMMAND, __doc__, default)
+    return parsed.refinement, parsed.task
+
+
+_DEMOS = "demonstrations.zarr"
+
+
+def _lasting(options: Refinement) -> dict[str, Any]:
+    """What must not change when a run goes on."""
+    free = ("run_dir", "resume", "test_episodes", "steps")
+    return {k: v for k, v in rundir.plain(options).items() if k not in free}
+
+
+def _demonstrate(env: Env, options: Refinement, run_dir: Path) -> dict[str, Any]:
+    """Collects demonstrations unless there are some, and tests the expert."""
+    path = run_dir / "expert.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    began = time.perf_counter()
+    if options.demos is None:
+        print("stage 1 of 3: demonstrations", flush=True)
+        out, count = run_dir / _DEMOS, options.episodes
+        options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
+        collect(env, env.expert(), options_)
+    else:
+        data.check_env(data.read(options.demos), env)
+    seconds = time.perf_counter() - began
+    estimates = evaluate(env, env.expert(), (), "test", episodes=options.test_episodes)
+    result = {"estimates": estimates, "wall_seconds": seconds}
+    rundir.write_json(path, result)
+    return rundir.plain(result)
+
+
+def _train(
+    stage: str, source: Path, options: Refinement, task: Any, run_dir: Path
+) -> dict[str, Any] | None:
+    """Runs a stage that trains, or what is left of it; None if it's interrupted."""
+    folder, algo = run_dir / stage, _ALGORITHMS[stage]
+    if (folder / rundir.RESULT).exists():
+        return json.loads((folder / rundir.RESULT).read_text())
+    print(f"stage {list(_ALGORITHMS).index(stage) + 2} of 3: {stage}", flush=True)
+    profile = None if options.preset == "cpu" else options.preset
+    config_class = algorithm(algo).config_class
+    values = preset(options.env, algo, profile)
+    _, run, config = cli.distribute(values, type(task), _Budget, config_class)
+    if stage == "refined" and options.steps is not None:
+        run["steps"] = options.steps
+    trainer = make_trainer(options.env, options.engine, task, algo, config_class(**config), source)
+    names = {"env": options.env, "algo": algo, "engine": trainer.env.engine, "task": task}
+    result = training.run(
+        trainer,
+        folder,
+        **run,
+        seed=options.seed,
+        test_episodes=options.test_episodes,
+        config=names | source_entry(algo, source, folder),
+        resume=(folder / rundir.CONFIG).exists(),
+    )
+    if result.interrupted:
+        return None
+    _plot(folder, trainer.env.metric.name)
+    return json.loads((folder / rundir.RESULT).read_text())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Budget:
+    """The options of `training.run` that a preset may set."""
+
+    steps: int
+    evaluate_every: int
+    evaluation_episodes: int = 128
+    patience: int | None = None
+
+
+def _conclude(
+    env: Env, options: Refinement, run_dir: Path, results: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Prints the table, and writes the results and the film."""
+    metric = env.metric.name
+    rates = {stage: r["estimates"][metric]["mean"] for stage, r in results.items()}
+    failing = 1 - rates["clone"]
+    removed = (rates["refined"] - rates["clone"]) / failing if failing else None
+    rundir.write_json(
+        run_dir / rundir.RESULT,
+        {
+            "env": options.env,
+            "seed": options.seed,
+            "preset": options.preset,
+            "episodes": options.test_episodes,
+            "share_of_failures_removed": removed,
+            **results,
+        },
+    )
+    _show(f"{options.env}: {options.test_episodes} test episodes", metric, results)
+    path = run_dir / "video.mp4"
+    _film(env, options, run_dir, path)
+    print(run_dir)
+
+
+def _show(title: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+    table = Table("", *results, title=title)
+
+    def cell(estimate: Mapping[str, float] | None) -> str:
+        if estimate is None:
+            return "-"
+        return escape("{mean:.4g} [{low:.4g}, {high:.4g}]".format(**estimate))
+
+    for name, label in ((metric, metric), ("length_of_success", f"steps to {metric}")):
+        table.add_row(label, *(cell(r["estimates"].get(name)) for r in results.values()))
+    seconds = [r["wall_seconds"] + r.get("compile_seconds", 0.0) for r in results.values()]
+    table.add_row("wall time, s", *(f"{s:.0f}" for s in seconds))
+    rich.print(table)
+
+
+def _film(env: Env, options: Refinement, run_dir: Path, path: Path) -> None:
+    from jaxrobo.rendering import RendererUnavailable, film, record, side_by_side
+
+    keys = jax.vmap(lambda i: episode_key("test", 0, i))(jnp.arange(_FILMED))
+    runs = [load(run_dir / stage, engine=options.engine) for stage in _ALGORITHMS]
+    both = side_by_side(*(record(env, policy, params, keys) for _, policy, params in runs))
+    try:
+        film(env, both, path)
+    except RendererUnavailable as error:
+        print(f"no video: {error}")
+
+
+def _plot(folder: Path, metric: str) -> None:
+    from jaxrobo.plotting import plot_learning_curve  # matplotlib is slow to import
+
+    plot_learning_curve({"seed": folder / JSONL}, folder / "learning_curve.png", metric)
+
+
+if __name__ == "__main__":
+    cli.start(main)
