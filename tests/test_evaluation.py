@@ -59,10 +59,24 @@ def test_student_interval_of_one_value_is_unknown():
 def test_summary_starts_with_the_metric_and_gives_only_it_a_wilson_interval():
     sums = {"length": np.array([1.0, 0.0, 0.0, 1.0]), "won": np.array([1.0, 0.0, 0.0, 1.0])}
     summary = summarise(Metric("won"), sums)
-    assert list(summary) == ["won", "length"]
+    assert list(summary) == ["won", "length", "length_of_success"]
     assert summary["won"] == Estimate(0.5, *wilson_interval(2, 4))
     assert summary["length"] == Estimate(0.5, *student_interval(sums["length"]))
-    assert summarise(Metric("won", "count"), sums)["won"] == summary["length"]
+    counted = summarise(Metric("won", "count"), sums)
+    assert list(counted) == ["won", "length"]
+    assert counted["won"] == summary["length"]
+
+
+def test_length_of_success_is_of_the_episodes_that_succeeded():
+    sums = {"length": np.array([3.0, 9.0, 7.0, 9.0]), "won": np.array([1.0, 0.0, 1.0, 0.0])}
+    summary = summarise(Metric("won"), sums)
+    # 3 and 7: the mean is 5, the standard error 2, and t 12.7062 with one degree of freedom.
+    np.testing.assert_allclose(summary["length_of_success"], (5, 5 - 25.4124, 5 + 25.4124), 1e-5)
+    one = summarise(Metric("won"), {k: v[:2] for k, v in sums.items()})["length_of_success"]
+    assert one.mean == 3
+    assert np.isnan(one[1:]).all()
+    none = summarise(Metric("won"), {k: v[1::2] for k, v in sums.items()})
+    assert list(none) == ["won", "length"]
 
 
 @pytest.mark.parametrize(

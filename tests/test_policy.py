@@ -55,11 +55,12 @@ def test_a_chunked_policy_applies_its_plan_in_order():
 def test_a_residual_policy_keeps_its_bases_carry_and_plan():
     base = chunked(lambda params, obs, key: params * jnp.ones((2, 1)), 2, 1)
     policy = residual(
-        base, gaussian(lambda params, seen: (params * seen["base_action"], jnp.zeros(1))), 0.5
+        base, gaussian(lambda params, seen: (params * seen["base_action"], jnp.zeros(1)))
     )
-    params = {"base": 2.0, "residual": 3.0}
-    carry = policy.plan(params, policy.init(jnp.ones(1), KEY), jnp.ones(1), KEY)
-    action, carry, aux = policy.act(params, carry, jnp.ones(1), KEY)
+    params = {"base": 2.0, "residual": 3.0, "scale": 0.5}
+    seen = jnp.ones(1), jnp.zeros(1)  # what the base observes, and what the environment shows
+    carry = policy.plan(params, policy.init(seen, KEY), seen, KEY)
+    action, carry, aux = policy.act(params, carry, seen, KEY)
     assert (policy.period, int(carry[1])) == (2, 1)
     np.testing.assert_array_equal(aux["base_action"], [2.0])
     np.testing.assert_array_equal(aux["mean"], [6.0])
@@ -70,8 +71,9 @@ def test_a_residual_policy_keeps_its_bases_carry_and_plan():
 
 def test_base_and_correction_draw_from_different_keys():
     base = gaussian(lambda params, obs: (jnp.zeros(1), jnp.zeros(1)))
-    policy = residual(base, gaussian(lambda params, seen: (jnp.zeros(1), jnp.zeros(1))), 1.0)
-    _, _, aux = policy.act({"base": (), "residual": ()}, (), jnp.ones(1), KEY)
+    policy = residual(base, gaussian(lambda params, seen: (jnp.zeros(1), jnp.zeros(1))))
+    params = {"base": (), "residual": (), "scale": 1.0}
+    _, _, aux = policy.act(params, (), (jnp.ones(1), jnp.ones(1)), KEY)
     assert aux["base_action"] != aux["residual_action"]
 
 
@@ -81,10 +83,11 @@ def test_an_expert_reads_the_state_even_as_a_base():
     action, _, aux = expert.act((), (), expert.observe(state), KEY)
     np.testing.assert_array_equal(action, -state.data.x[None])
     assert aux == {}
-    correction = Policy(lambda params, carry, seen, key: (seen["obs"].data.edge[None], carry, {}))
-    policy = residual(expert, correction, 0.1)
-    action, _, _ = policy.act({"base": (), "residual": ()}, (), policy.observe(state), KEY)
-    np.testing.assert_allclose(action, -state.data.x[None] + 0.1)
+    correction = Policy(lambda params, carry, seen, key: (seen["obs"][1:], carry, {}))
+    policy = residual(expert, correction)
+    params = {"base": (), "residual": (), "scale": jnp.array([0.1])}
+    action, _, _ = policy.act(params, (), policy.observe(state), KEY)
+    np.testing.assert_allclose(action, -state.data.x[None] + 0.1)  # its edge is at 1
 
 
 def test_constant_and_uniform_policies():

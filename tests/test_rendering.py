@@ -18,7 +18,14 @@ import pytest
 from jaxrobo import _opengl, policy, rendering
 from jaxrobo._video import real_time
 from jaxrobo.env import Metric, PhysicsEnv, Spec, State, TimeLimit
-from jaxrobo.rendering import RendererUnavailable, Trajectory, record, record_video, render
+from jaxrobo.rendering import (
+    RendererUnavailable,
+    Trajectory,
+    record,
+    record_video,
+    render,
+    side_by_side,
+)
 from jaxrobo.rollout import run_episode
 
 # The camera is 2 m above, and at z = 0 its picture is 2 m high.
@@ -175,6 +182,26 @@ class TestRecord:
         env = SimpleNamespace(unwrapped=object(), time_limit=3)
         with pytest.raises(ValueError, match="object can't be filmed"):
             record(env, ZERO, None, jax.random.key(0))
+
+
+class TestSideBySide:
+    def test_episodes_alternate_and_the_shorter_wait(self):
+        first = still(x=[[0.0, 0.1], [0.2, 0.3]], episodes=2, frames=2)
+        other = still(x=[[1.0, 1.1, 1.2], [1.3, 1.4, 1.5]], y=0.7, episodes=2, frames=3)
+        first = first.replace(live=np.array([[True, True], [True, False]]))
+        both = side_by_side(first, other)
+        expected = [[0, 0.1, 0.1], [1, 1.1, 1.2], [0.2, 0.3, 0.3], [1.3, 1.4, 1.5]]
+        np.testing.assert_allclose(both.qpos[..., 0], expected)
+        np.testing.assert_array_equal(both.mocap_pos[:, -1, 0, 1], [0.5, 0.7, 0.5, 0.7])
+        np.testing.assert_array_equal(both.live[2], [True, False, False])
+        np.testing.assert_array_equal(both.live[1], [True, True, True])
+        alone = side_by_side(first)
+        jax.tree.map(np.testing.assert_array_equal, alone, first)
+
+    def test_each_keeps_its_own_model(self):
+        sized = lambda *size: still(episodes=2, model={"mass": np.array(size)})
+        both = side_by_side(sized(1, 2), sized(3, 4), sized(5, 6))
+        np.testing.assert_array_equal(both.model["mass"], [1, 3, 5, 2, 4, 6])
 
 
 @needs_gl
@@ -369,6 +396,20 @@ class TestVideo:
                 x = positions[i, t]
                 np.testing.assert_allclose(centre(red(tile))[1], 200 + 150 * x, atol=2)
         assert np.all(np.any(film[1:] != film[:-1], axis=(1, 2, 3)))
+
+    @needs_gl
+    def test_a_film_of_two_policies_shows_each_in_a_column(self, tmp_path):
+        """Balls at -0.5 and 0.5, in two episodes each, of which the second is a frame longer."""
+        env, path = TimeLimit(Slide(), 5), tmp_path / "film.mp4"
+        left, right = still(x=-0.5, episodes=2, frames=4), still(x=0.5, episodes=2, frames=5)
+        rendering.film(env, side_by_side(left, right), path, fps=50)
+        frames, about = decode(path)
+        assert frames.shape == (5, 600, 800, 3)
+        assert " 50 fps" in about
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            tile = frames[-1, 300 * row : 300 * (row + 1), 400 * column : 400 * (column + 1)]
+            x = 200 + 150 * (-0.5, 0.5)[column]
+            np.testing.assert_allclose(centre(red(tile)), (150, x), atol=2)
 
     def test_a_film_has_room_for_nine(self, tmp_path):
         keys = jax.random.split(jax.random.key(0), 10)

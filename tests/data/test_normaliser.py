@@ -50,6 +50,26 @@ def test_a_constant_becomes_zero_whatever_it_is(kind):
 
 
 @pytest.mark.parametrize("kind", ["min_max", "standard"])
+def test_what_hardly_varies_has_a_scale_of_a_hundredth(kind):
+    """Columns that vary by +-1e-6, +-0.009 and +-0.02, as much by both measures."""
+    column = np.tile(np.float32([-1, 1]), 500)[:, None] * np.float32([1e-6, 0.009, 0.02])
+    normaliser = fit(sample((1000,)).replace(obs={"x": column}), kind)
+    np.testing.assert_allclose(normaliser.scale["x"], [0.01, 0.01, 0.02], rtol=1e-5)
+    scaled = np.abs(normalise(normaliser, "x", column))
+    np.testing.assert_allclose(scaled, np.tile([1e-4, 0.9, 1], (1000, 1)), rtol=1e-3)
+
+
+def test_observations_are_clipped_and_actions_are_not():
+    """Offset 4.5 and scale 3.5: 22 and -13 are +-5."""
+    normaliser = fit(data(), "min_max")
+    seen = lambda x: float(
+        normalise_observation(normaliser, {"state": jnp.array([x, 5.0, 0.0])})["state"][0]
+    )
+    assert [seen(x) for x in (1e3, 22.1, -12.9, -13.1)] == pytest.approx([5, 5, -17.4 / 3.5, -5])
+    assert normalise(normaliser, "action", 1e3) == pytest.approx(995.5 / 3.5)
+
+
+@pytest.mark.parametrize("kind", ["min_max", "standard"])
 def test_the_inverse_and_leading_axes(kind):
     trajectories = sample((50, 50))
     normaliser = fit(trajectories, kind)

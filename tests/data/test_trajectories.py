@@ -1,9 +1,13 @@
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
+from envs.assembly import peg_hole
 from envs.reacher.dofbot import Config, DofbotReacher
-from jaxrobo.data import DataError, Metadata, concatenate, describe, take
+from jaxrobo.data import DataError, Metadata, check_settings, concatenate, describe, take
 from tests.data.samples import ABOUT, assert_same, sample
 from tests.tiny import Draw
 
@@ -84,6 +88,37 @@ def test_an_environment_is_described_by_its_settings():
     assert about.dt == pytest.approx(1 / 60, rel=0.01)
     assert Metadata.from_dict(about.to_dict()) == about
     assert (describe(Draw()).env, describe(Draw()).config) == ("Draw", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of a task, of how an episode ends, and of nothing in particular."""
+
+    size: float = 0.5
+    patience: int = dataclasses.field(default=3, metadata={"of_task": False})
+    colour: str = dataclasses.field(default="red", metadata={"of_task": True, "unit": "none"})
+
+
+class Optional(Draw):
+    def __init__(self, **options):
+        self.config = Options(**options)
+
+
+def test_what_changes_nothing_about_a_demonstration_is_no_setting():
+    about = describe(Optional(patience=9))
+    assert about.config == {"size": 0.5, "colour": "red"}
+    check_settings(about, describe(Optional(patience=1)))
+    with pytest.raises(DataError, match="other settings: config.size is 0.5 there, 2.0 here$"):
+        check_settings(about, describe(Optional(size=2.0)))
+
+
+def test_demonstrations_of_an_assembly_suit_other_ends_and_disturbances():
+    there, here = (
+        peg_hole.Config(),
+        peg_hole.Config(terminate_on_success=True, perturbation=0.01, episode_steps=50),
+    )
+    config = lambda c: describe(SimpleNamespace(unwrapped=SimpleNamespace(config=c))).config
+    assert config(there) == config(here) == {"action": "pos", "randomness": "low", "hole": "free"}
 
 
 def test_metadata_of_another_version_is_refused():
