@@ -29,6 +29,25 @@ def test_statistics_equal_numpy_on_the_concatenation(seed, sizes, offset):
     np.testing.assert_allclose(stats.var, seen.var(0), rtol=1e-3, atol=1e-3)
 
 
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    kept=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4),
+)
+def test_samples_without_weight_are_as_if_they_weren_t_there(seed, kept):
+    """Against numpy on those with a weight; the others are far away."""
+    rng, stats = np.random.default_rng(seed), init_stats((2,))
+    seen = np.zeros((0, 2))
+    for flags in map(np.array, kept):
+        batch = rng.normal(3, 2, (6, 2)).astype("f")
+        seen = np.concatenate([seen, batch[flags]])
+        batch[~flags] = 1e4
+        stats = update(stats, batch, flags.astype("f"))
+    assert stats.count == len(seen)
+    mean, var = (seen.mean(0), seen.var(0)) if len(seen) else (np.zeros(2), np.ones(2))
+    np.testing.assert_allclose(stats.mean, mean, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(stats.var, var, rtol=1e-3, atol=1e-4)
+
+
 def test_precision_holds_over_millions_of_samples():
     """100 million samples in batches of 100,000: mean 1000, standard deviation 2."""
     batch = jnp.asarray(1000 + 2 * np.random.default_rng(0).standard_normal(100_000), jnp.float32)

@@ -1,19 +1,21 @@
 """PPO on environments whose values and best actions are known in closed form."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxrobo.distributions import normal_log_prob
-from jaxrobo.env import NaNGuard
+from jaxrobo.env import NaNGuard, TimeLimit
 from jaxrobo.learning import ppo
-from jaxrobo.learning.normaliser import denormalise, normalise
+from jaxrobo.learning.normaliser import denormalise, init_stats, normalise
 from jaxrobo.networks import ActorCritic, flatten_observation
 from jaxrobo.rollout import Transition
-from tests.learning.diagnostic_envs import Tasks, endless
+from tests.learning.diagnostic_envs import Tasks, Walk, endless
 
 TINY = ppo.Config(num_envs=32, horizon=8, epochs=4, minibatches=2, hidden=(16,), discount=0.5)
 KEY = jax.random.key(0)
@@ -227,6 +229,237 @@ def test_means_beyond_the_bounds_and_certainty_are_priced():
     assert total == pytest.approx(metrics["policy_loss"] + priced, rel=1e-4)
 
 
+# --- steps that don't count -----------------------------------------------------------------------
+
+
+TRUNKS = ActorCritic(2, hidden=(4,), shared=False)
+PLAIN = ppo.Config(
+    num_envs=2,
+    horizon=6,
+    minibatches=1,
+    discount=0.9,
+    gae_decay=0.8,
+    normalise_observations=False,
+    hidden=(4,),
+    shared_trunk=False,
+)
+
+
+def make_state(network, config, **options):
+    """What `_targets` and `_optimise` read of a state; observations have 3 numbers."""
+    params = network.init(KEY, jnp.zeros(3))
+    optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
+    state = ppo.TrainState(
+        iteration=jnp.zeros((), jnp.int32),
+        key=KEY,
+        params=params,
+        opt_state=optimiser.init(params),
+        learning_rate=jnp.asarray(config.learning_rate),
+        observation_stats=init_stats((3,)),
+        value_stats=init_stats(()).replace(count=jnp.array(10.0), mean=jnp.array(0.5)),
+        rollout=None,
+    )
+    return state.replace(**options), optimiser
+
+
+def batch_of_two():
+    """Six steps of two simulations: the first terminates in its fourth and idles, as `rollout` says
+    it; the other is cut short in its fifth. What idle rows say besides is nonsense."""
+    rng = np.random.default_rng(4)
+    draw = lambda *shape: rng.standard_normal((6, 2, *shape)).astype(np.float32)
+    after = lambda step, i: np.eye(2, dtype=bool)[i] & (np.arange(6) >= step)[:, None]
+    live = ~(after(4, 0) | after(5, 1))
+    shout = lambda x: np.where(live[..., *(None,) * (x.ndim - 2)], x, 100 * x)
+    x, x_next = shout(draw(3)), shout(draw(3))
+    aux = {"log_prob": shout(draw()), "mean": shout(draw(2)), "log_std": np.zeros((6, 2, 2), "f")}
+    batch = Transition(
+        obs=None,
+        action=None,
+        reward=np.where(live, draw(), 0),
+        next_obs=None,
+        terminated=after(3, 0),
+        truncated=after(4, 1),
+        live=live,
+        episode={},
+        aux=aux,
+    )
+    return batch, x, x_next, shout(draw(2))
+
+
+def advantages_by_hand(batch, i, values, next_values):
+    """Backwards over the live steps of simulation `i`."""
+    total, result = 0.0, []
+    for t in reversed(np.flatnonzero(batch.live[:, i])):
+        follows = 0.0 if batch.terminated[t, i] else next_values[t, i]
+        error = batch.reward[t, i] + 0.9 * follows - values[t, i]
+        over = batch.terminated[t, i] or batch.truncated[t, i]
+        total = error + (0.0 if over else 0.9 * 0.8 * total)
+        result.insert(0, total)
+    return np.array(result)
+
+
+def test_targets_are_those_of_the_live_steps_alone():
+    state, _ = make_state(TRUNKS, PLAIN)
+    batch, x, x_next, action = batch_of_two()
+    weight = batch.live.astype(np.float32)
+    targets = jax.jit(ppo._targets, static_argnums=(0, 1))
+    samples, stats = targets(TRUNKS, PLAIN, state, batch, x, x_next, action, weight)
+    values, next_values = (
+        np.asarray(denormalise(state.value_stats, TRUNKS.apply(state.params, s)[2]))
+        for s in (x, x_next)
+    )
+    advantages = np.concatenate(
+        [advantages_by_hand(batch, i, values, next_values) for i in range(2)]
+    )
+    alive = values.T[batch.live.T]
+    returns = advantages + alive
+    assert stats.count == 10 + 9
+    assert stats.mean == pytest.approx((10 * 0.5 + returns.sum()) / 19, rel=1e-5)
+    mean = float(stats.mean)
+    spread = 10 * (1 + (0.5 - mean) ** 2) + np.square(returns - mean).sum()
+    assert float(stats.var) == pytest.approx(spread / 19, rel=1e-4)
+    got = lambda x: np.asarray(x).reshape(6, 2).T[batch.live.T]
+    normal = (advantages - advantages.mean()) / advantages.std()
+    np.testing.assert_allclose(got(samples.advantage), normal, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got(samples.target), normalise(stats, returns), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got(samples.value), normalise(stats, alive), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_that_of_the_samples_with_weight():
+    params, samples = linear_samples(5)
+    kept = np.array([True, False, True, True])
+    nonsense = jax.tree.map(
+        lambda a: jnp.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, 30 * a + 3), samples
+    )
+    weighted = nonsense.replace(weight=kept.astype(np.float32))
+    config = dataclasses.replace(ONLY_POLICY, value_coef=0.7, entropy_coef=0.1, bounds_coef=0.2)
+    found = jax.value_and_grad(loss, has_aux=True)(params, LINEAR, config, weighted)
+    alone = jax.tree.map(lambda a: a[kept], samples)
+    expected = jax.value_and_grad(loss, has_aux=True)(params, LINEAR, config, alone)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found, expected)
+    nothing, _ = loss(params, LINEAR, config, weighted.replace(weight=jnp.zeros(4)))
+    assert nothing == 0
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Walks of at most 6 steps in iterations of 8: trainer, its two halves, jitted, and a state."""
+    env = TimeLimit(Walk(), 6)
+    trainer = make(env, num_envs=6, whole_episodes=True, init_log_std=0.0)
+    return trainer, jax.jit(trainer.collect), jax.jit(trainer.update), trainer.init(KEY, ())
+
+
+def test_whole_episodes_start_anew_in_every_iteration_and_reach_their_end(whole):
+    _, collect, _, state = whole
+    starts = []
+    for _ in range(2):
+        state, batch = collect(state, ())
+        batch = jax.device_get(batch)
+        starts.append(batch.obs[0, :, 0])
+        assert (np.abs(starts[-1]) <= 0.5).all()
+        for i in range(6):
+            steps = batch.live[:, i].sum()
+            x = batch.next_obs[:, i, 0]
+            np.testing.assert_array_equal(batch.live[:, i], np.arange(8) < steps)
+            assert batch.terminated[steps - 1, i] == (abs(x[steps - 1]) > 1)
+            assert batch.truncated[steps - 1, i] == (steps == 6 and abs(x[steps - 1]) <= 1)
+            assert (np.abs(x[: steps - 1]) <= 1).all()
+            assert batch.terminated[steps - 1, i] or steps == 6
+            np.testing.assert_array_equal(batch.obs[1:steps, i], batch.next_obs[: steps - 1, i])
+        assert ppo._episode_metrics(batch)["episode/count"] == 6
+        assert 6 < batch.live.sum() < 36  # some ended beyond the edge, not all at once
+    assert len(np.unique(starts)) == 12
+
+
+def test_what_idle_steps_say_changes_nothing(whole):
+    _, collect, update, state = whole
+    state, batch = collect(state, ())
+    idle = ~batch.live
+
+    def spoil(x):
+        return jnp.where(idle.reshape(8, 6, *[1] * (x.ndim - 2)), x * 3 - 7, x)
+
+    names = ("obs", "next_obs", "action", "aux")
+    spoilt = batch.replace(**{k: jax.tree.map(spoil, getattr(batch, k)) for k in names})
+    found, metrics = update(state, spoilt, ())
+    expected, sound = update(state, batch, ())
+    assert found.observation_stats.count == batch.live.sum()
+    seen = np.asarray(batch.obs)[np.asarray(batch.live)]
+    np.testing.assert_allclose(found.observation_stats.mean, seen.mean(0), rtol=1e-5)
+    strip = lambda s, m: (s.params, s.opt_state, s.observation_stats, s.value_stats, m)
+    jax.tree.map(np.testing.assert_array_equal, strip(found, metrics), strip(expected, sound))
+
+
+# --- what ends an iteration, and what learns at which rate ----------------------------------------
+
+
+ONCE = dataclasses.replace(PLAIN, epochs=1, schedule="constant", learning_rate=3e-3)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def optimise(config, network, state):
+    """What becomes of a state over nine samples that are always the same: the next, and metrics."""
+    first, optimiser = make_state(network, config)
+    batch, x, x_next, action = batch_of_two()
+    weight = batch.live.astype(np.float32)
+    samples, _ = ppo._targets(network, config, first, batch, x, x_next, action, weight)
+    return ppo._optimise(network, optimiser, config, state, samples, KEY)
+
+
+def test_epochs_end_once_the_divergence_is_beyond_its_bound():
+    state, kl, states = make_state(TRUNKS, ONCE)[0], [], []
+    for _ in range(4):
+        state, metrics = optimise(ONCE, TRUNKS, state)
+        kl.append(float(metrics["kl"]))
+        states.append(state)
+    assert kl[0] < kl[1] < kl[2] < kl[3]
+    stopping = dataclasses.replace(ONCE, epochs=6, kl_stop=(kl[1] + kl[2]) / 2)
+    got, metrics = optimise(stopping, TRUNKS, make_state(TRUNKS, ONCE)[0])
+    assert metrics["epochs"] == 3
+    assert metrics["kl"] == pytest.approx(kl[2], rel=1e-4)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, got.params, states[2].params)
+
+
+def test_the_critic_may_learn_at_a_rate_of_its_own():
+    three = dataclasses.replace(ONCE, critic_learning_rate=3 * ONCE.learning_rate)
+    state, _ = make_state(TRUNKS, ONCE)
+    slow, fast = (optimise(c, TRUNKS, state)[0].params["params"] for c in (ONCE, three))
+    old = state.params["params"]
+    assert old.keys() == {"trunk", "critic", "mean", "value", "log_std"}
+    for name in old:
+        factor = 3 if name in ("critic", "value") else 1
+        steps = jax.tree.map(lambda a, b: np.asarray(b - a), old[name], slow[name])
+        for x, y, z in zip(*map(jax.tree.leaves, (old[name], steps, fast[name])), strict=True):
+            np.testing.assert_allclose(z - x, factor * y, rtol=1e-3, atol=1e-6)
+        assert max(np.abs(s).max() for s in jax.tree.leaves(steps)) > 1e-4
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_the_deviation_stays_where_it_is_unless_it_is_learned(learn):
+    config = dataclasses.replace(ONCE, entropy_coef=0.1, learn_std=learn, init_log_std=-0.7)
+    network = dataclasses.replace(TRUNKS, learn_std=learn, init_log_std=-0.7)
+    state, _ = make_state(network, config)
+    old, new = (s.params["params"] for s in (state, optimise(config, network, state)[0]))
+    np.testing.assert_allclose(old["log_std"], -0.7)
+    assert np.array_equal(new["log_std"], old["log_std"]) != learn
+    assert not np.array_equal(new["mean"]["Dense_0"]["bias"], old["mean"]["Dense_0"]["bias"])
+
+
+def test_the_value_may_read_less_than_the_policy():
+    network = ActorCritic(1, hidden=(8,), shared=False, mean_scale=1.0, value_inputs=2)
+    x = jax.random.normal(KEY, (3, 4))
+    params = network.init(KEY, x)
+    mean, _, value = network.apply(params, x)
+    other_mean, _, same = network.apply(params, x.at[:, 2:].add(1.0))
+    np.testing.assert_array_equal(same, value)
+    assert (np.abs(other_mean - mean) > 1e-3).all()
+    assert params["params"]["critic"]["Dense_0"]["kernel"].shape == (2, 8)
+    zero = dataclasses.replace(network, mean_scale=0.0)
+    assert not np.any(zero.apply(zero.init(KEY, x), x)[0])
+
+
 # --- the adaptive schedule ------------------------------------------------------------------------
 
 
@@ -304,6 +537,8 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"schedule": "linear"}, "unknown schedule 'linear'; valid: adaptive, cosine, constant"),
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
+        ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
+        ({"critic_learning_rate": 1e-3}, "needs a critic of its own: shared_trunk=False"),
     ],
 )
 def test_wrong_options_are_named(options, message):
