@@ -13,6 +13,7 @@ import numpy as np
 
 _KERNEL = 5
 _GROUPS = 8
+_EPSILON = 1e-5
 _STEP_SIZE = 256
 _MAX_PERIOD = 10_000.0
 
@@ -47,22 +48,23 @@ class ConditionalUNet1D(nn.Module):
             halved between all levels.
         """
         _check(self.widths, chunk, step, condition)
-        condition = jnp.concatenate([_StepEncoder(name="step")(step), condition])
-        block = lambda x, width, name: _ResidualBlock(width, name=name)(x, condition)
+        levels = (*self.widths, self.widths[-1], *self.widths[-2::-1])  # down, middle, up
+        films = iter(_Film([w for w in levels for _ in range(2)], name="film")(step, condition))
+        block = lambda x, name: _ResidualBlock(name=name)(x, *next(films))
         x, skips = chunk, []
         for i, width in enumerate(self.widths):
-            x = block(x, width, f"down{i}_0")
-            x = block(x, width, f"down{i}_1")
+            x = block(x, f"down{i}_0")
+            x = block(x, f"down{i}_1")
             skips.append(x)
             if i < len(self.widths) - 1:
-                x = nn.Conv(width, (3,), strides=2, padding=1, name=f"halve{i}")(x)
-        x = block(x, self.widths[-1], "middle_0")
-        x = block(x, self.widths[-1], "middle_1")
+                x = _Conv(width, 3, stride=2, name=f"halve{i}")(x)
+        x = block(x, "middle_0")
+        x = block(x, "middle_1")
         for i in reversed(range(1, len(self.widths))):
             x = jnp.concatenate([x, skips[i]], axis=-1)
-            x = block(x, self.widths[i - 1], f"up{i}_0")
-            x = block(x, self.widths[i - 1], f"up{i}_1")
-            x = nn.ConvTranspose(self.widths[i - 1], (4,), strides=(2,), name=f"double{i}")(x)
+            x = block(x, f"up{i}_0")
+            x = block(x, f"up{i}_1")
+            x = _Double(name=f"double{i}")(x)
         x = _ConvBlock(self.widths[0], name="last")(x)
         return nn.Dense(chunk.shape[-1], name="out")(x)
 
@@ -77,31 +79,39 @@ def step_embedding(step: jax.Array, size: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(step * frequencies), jnp.cos(step * frequencies)])
 
 
-class _StepEncoder(nn.Module):
-    """`[] -> [256]`."""
+class _Film(nn.Module):
+    """What step and condition tell each block: a factor and a summand of each channel, `[width]`.
+
+    Perez et al., "FiLM" (arXiv 1709.07871), by one linear layer for all blocks. Its two parts are
+    apart because a sampler's step is the same for a whole batch, and its condition in all steps.
+    """
+
+    widths: Sequence[int]
 
     @nn.compact
-    def __call__(self, step: jax.Array) -> jax.Array:
-        x = nn.Dense(4 * _STEP_SIZE)(step_embedding(step, _STEP_SIZE))
-        return nn.Dense(_STEP_SIZE)(_mish(x))
+    def __call__(self, step: jax.Array, condition: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        size = 2 * sum(self.widths)
+        x = nn.Dense(4 * _STEP_SIZE, name="encode_0")(step_embedding(step, _STEP_SIZE))
+        x = nn.Dense(_STEP_SIZE, name="encode_1")(_mish(x))
+        film = nn.Dense(size, name="step")(_mish(x))
+        film += nn.Dense(size, use_bias=False, name="condition")(_mish(condition))
+        parts = jnp.split(film, np.cumsum(np.repeat(self.widths, 2))[:-1])
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions with the condition in between: FiLM (Perez et al., arXiv 1709.07871).
+    """Two convolutions with the condition in between.
 
-    The scale is one plus what the condition says, so that a fresh network passes its input on.
+    The factor is one plus what the condition says, so that a fresh network passes its input on.
     """
 
-    width: int
-
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        y = _ConvBlock(self.width)(x)
-        film = nn.Dense(2 * self.width, name="film")(_mish(condition))
-        scale, shift = jnp.split(film, 2)
-        y = _ConvBlock(self.width)((1 + scale) * y + shift)
-        if x.shape[-1] != self.width:
-            x = nn.Dense(self.width, name="residual")(x)
+    def __call__(self, x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+        width = len(scale)
+        y = _ConvBlock(width)(x)
+        y = _ConvBlock(width)((1 + scale) * y + shift)
+        if x.shape[-1] != width:
+            x = nn.Dense(width, name="residual")(x)
         return x + y
 
 
@@ -112,14 +122,70 @@ class _ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Conv(self.width, (_KERNEL,))(x)
-        # Flax takes the first axis for the batch, unless it's told to reduce over time as well.
-        return _mish(nn.GroupNorm(_GROUPS, epsilon=1e-5, reduction_axes=(0, 1))(x))
+        return _mish(_GroupNorm()(_Conv(self.width, _KERNEL)(x)))
+
+
+class _Conv(nn.Module):
+    """Convolution over time, padded with zeros: `[horizon, n] -> [horizon / stride, width]`.
+
+    One product of matrices, of each time's neighbours side by side: on CPUs several times as fast
+    as XLA's own convolution, above all its gradient.
+    """
+
+    width: int
+    kernel: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, ((self.kernel // 2,) * 2, (0, 0)))
+        taps = [padded[j : j + len(x) : self.stride] for j in range(self.kernel)]
+        return nn.Dense(self.width)(jnp.concatenate(taps, axis=-1))
+
+
+class _Double(nn.Module):
+    """Transposed convolution of kernel 4 and stride 2: `[horizon, n] -> [2 horizon, n]`.
+
+    Each pair of neighbours `x[t - 1], x[t]` makes the rows `2 t - 1` and `2 t`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        padded = jnp.pad(x, ((1, 1), (0, 0)))
+        pairs = jnp.concatenate([padded[:-1], padded[1:]], axis=-1)
+        rows = nn.Dense(2 * width, use_bias=False)(pairs).reshape(-1, width)[1:-1]
+        return rows + self.param("bias", nn.initializers.zeros, (width,))
+
+
+class _GroupNorm(nn.Module):
+    """Each group of channels of one sample gets mean 0 and variance 1, over time as well.
+
+    Wu and He, "Group Normalization" (arXiv 1803.08494). Time is reduced before channels, and the
+    result is one factor and one summand a channel: fewer passes over `x` than Flax's own takes.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        mean, square = _group_mean(x), _group_mean(jnp.square(x))
+        variance = jnp.maximum(square - jnp.square(mean), 0)
+        factor = jax.lax.rsqrt(variance + _EPSILON).repeat(width // _GROUPS) * scale
+        return factor * x + (bias - mean.repeat(width // _GROUPS) * factor)
+
+
+def _group_mean(x: jax.Array) -> jax.Array:
+    """`[horizon, width] -> [groups]`."""
+    return x.mean(0).reshape(_GROUPS, -1).mean(1)
 
 
 def _mish(x: jax.Array) -> jax.Array:
-    """`x tanh(log(1 + exp x))` (Misra, arXiv 1908.08681)."""
-    return x * jnp.tanh(jax.nn.softplus(x))
+    """`x tanh(log(1 + exp x))` (Misra, arXiv 1908.08681), with the exponential alone."""
+    e = jnp.exp(jnp.minimum(x, 20.0))  # from there on the factor is 1 in single precision
+    n = e * (e + 2)
+    return x * (n / (n + 2))
 
 
 def _check(widths: Sequence[int], chunk: jax.Array, step: jax.Array, condition: jax.Array) -> None:
