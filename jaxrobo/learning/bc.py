@@ -16,6 +16,7 @@ from jaxrobo.data import (
     denormalise,
     fit,
     make_windows,
+    named,
     normalise,
     normalise_observation,
 )
@@ -254,6 +255,8 @@ def _learned(state: TrainState) -> Params:
 
 
 def _dataset(env: Env, demonstrations: Trajectories, config: CloningConfig) -> Dataset:
+    shown = {k: demonstrations.obs[k] for k in named(env.observation_spec)}
+    demonstrations = demonstrations.replace(obs=shown)
     normaliser = fit(demonstrations)
     flat = lambda obs: flatten_observation(
         env.observation_spec, normalise_observation(normaliser, obs)

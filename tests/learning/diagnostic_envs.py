@@ -6,6 +6,7 @@ from flax import struct
 
 from jaxrobo.env import Env, Spec, State, TimeLimit
 from jaxrobo.physics._callback import host_call
+from jaxrobo.policy import scripted
 
 
 def first_state(data, obs, metrics=()):
@@ -154,3 +155,46 @@ class Counting(Walk):
         # a function of the state, so that XLA can neither drop nor hoist it
         (x,) = host_call(note, [jax.ShapeDtypeStruct((), jnp.float32)], state.data.x)
         return state.replace(data=state.data.replace(x=x))
+
+
+class Aim(Env):
+    """Five steps at a place x in [-1, 1]; in step t, the action 0.6 x - 0.1 t is best.
+
+    The reward is minus the squared distance from it. The last step's success is to be within 0.05.
+    """
+
+    action_size = 1
+    observation_spec = {"place": Spec((1,)), "time": Spec((1,))}  # noqa: RUF012
+    time_limit = 5
+
+    def reset(self, key, model=None):
+        del model
+        x = jax.random.uniform(key, minval=-1.0, maxval=1.0)
+        return first_state((x, jnp.zeros(())), self.observe(x, 0.0), ["success"])
+
+    @staticmethod
+    def observe(x, t):
+        return {"place": jnp.reshape(x, 1), "time": jnp.reshape(t, 1).astype(jnp.float32)}
+
+    def step(self, state, action):
+        x, t = state.data
+        missed = action[0] - best_aim(x, t)
+        over = t + 1 >= self.time_limit
+        return state.replace(
+            data=(x, t + 1),
+            obs=self.observe(x, t + 1),
+            reward=-jnp.square(missed),
+            done=over.astype(jnp.float32),
+            truncated=over,
+            metrics={**state.metrics, "success": (over & (jnp.abs(missed) < 0.05)) * 1.0},
+        )
+
+
+def best_aim(x, t):
+    """The best action in `Aim`."""
+    return 0.6 * x - 0.1 * t
+
+
+def aiming(bias=0.0):
+    """An expert of `Aim` that misses by `bias`."""
+    return scripted(lambda carry, state, key: (best_aim(*state.data)[None] + bias, carry))
