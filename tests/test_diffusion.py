@@ -1,5 +1,7 @@
 """Diffusion and flow matching on data for which the best network is known in closed form."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +147,42 @@ def deviation(steps, ddpm=False):
             added = beta * (1 - then) / (1 - now)
         variance = gain**2 * variance + added
     return np.sqrt(variance)
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    """What data_diffusers/make.py stored of diffusers' schedulers."""
+    with np.load(Path(__file__).parent / "data_diffusers" / "reference.npz") as arrays:
+        return dict(arrays)
+
+
+def wrong(noisy, step):
+    """As in data_diffusers/make.py: its estimates of clean samples leave [-1, 1] often."""
+    return 0.6 * noisy + 0.3 * jnp.sin(3 * noisy + 0.1 * step)
+
+
+def test_the_schedule_is_that_of_diffusers(diffusers):
+    np.testing.assert_allclose(SCHEDULE.betas, diffusers["betas"], rtol=1e-4)
+    np.testing.assert_allclose(SCHEDULE.alphas_cumprod, diffusers["alphas_cumprod"], rtol=1e-4)
+    noisy = jax.vmap(lambda *args: add_noise(SCHEDULE, *args))(
+        diffusers["start"], diffusers["noise"][0], jnp.array([0, 33, 66, 99])
+    )
+    np.testing.assert_allclose(noisy, diffusers["noisy"], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [4, 16])
+def test_ddim_is_that_of_diffusers(diffusers, count):
+    steps = ddim_steps(SCHEDULE, count)
+    np.testing.assert_array_equal(steps, diffusers[f"ddim_steps_{count}"])
+    got = jax.jit(lambda start: ddim_sample(SCHEDULE, wrong, start, steps))(diffusers["start"])
+    np.testing.assert_allclose(got, diffusers[f"ddim_{count}"], atol=1e-4)
+
+
+def test_ddpm_is_that_of_diffusers_with_the_same_noise(diffusers, monkeypatch):
+    monkeypatch.setattr(jax.random, "split", lambda key, count: diffusers["noise"])
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: key)
+    got = ddpm_sample(SCHEDULE, wrong, diffusers["start"], None)
+    np.testing.assert_allclose(got, diffusers["ddpm"], atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [(75, 50, 25, 0), ddim_steps(SCHEDULE, 16)])
