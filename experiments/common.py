@@ -176,13 +176,9 @@ def load(
 def show(title: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> None:
     """Prints estimates, the task's metric on top: a column for each seed."""
     table = Table("", *estimates, title=title)
-    first = next(iter(estimates.values()))
-    for name in first:
-        cells = [
-            f"{e[name].mean:.4g} [{e[name].low:.4g}, {e[name].high:.4g}]"
-            for e in estimates.values()
-        ]
-        table.add_row(name, *(escape(cell) for cell in cells))
+    cell = lambda e: "-" if e is None else f"{e.mean:.4g} [{e.low:.4g}, {e.high:.4g}]"
+    for name in dict.fromkeys(name for e in estimates.values() for name in e):
+        table.add_row(name, *(escape(cell(e.get(name))) for e in estimates.values()))
     rich.print(table)
 
 

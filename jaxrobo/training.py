@@ -317,10 +317,10 @@ def _choose(better: list[bool], new: Params, old: Params) -> Params:
 
 
 def _rows(estimates: list[dict[str, Estimate]]) -> dict[str, np.ndarray]:
-    """Estimates of each seed as what `Logs.write` takes."""
-    rows = {}
-    for name in estimates[0]:
-        mean, low, high = np.transpose([e[name] for e in estimates])
+    """Estimates of each seed as what `Logs.write` takes; NaN where a seed has none."""
+    rows, unknown = {}, Estimate(math.nan, math.nan, math.nan)
+    for name in dict.fromkeys(name for e in estimates for name in e):
+        mean, low, high = np.transpose([e.get(name, unknown) for e in estimates])
         rows |= {f"validation/{name}": mean}
         rows |= {f"validation/{name}/low": low, f"validation/{name}/high": high}
     return rows

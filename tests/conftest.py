@@ -4,6 +4,7 @@ import ctypes.util
 import os
 import sys
 
+import pytest
 from hypothesis import settings
 
 # The tests mean the same on every machine: CPU, even where there is an accelerator.
@@ -19,3 +20,23 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 # The first example compiles, so a deadline would measure the compiler.
 settings.register_profile("jaxrobo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("jaxrobo")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Compiles each program once, here and in other processes, which take the yielded settings."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in options.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -1,5 +1,6 @@
 """The host loop, on an environment without physics (`tests.tiny`) and on one with."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,36 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import envs
 from jaxrobo import checkpoint, metrics, training
 from jaxrobo._plan import state_template
+from jaxrobo.evaluation import Estimate
 from jaxrobo.learning import ppo
 from jaxrobo.rollout import split_key
 from jaxrobo.training import RunError, restore_policy
 from tests.tiny import make_trainer
 
+pytestmark = pytest.mark.usefixtures("cache")
 PER_ITERATION = 16
 TRAINER = make_trainer()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compiles each program once, here and in other processes."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    options = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield {name.upper(): str(value) for name, value in options.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def run(run_dir, iterations, trainer=TRAINER, **options):
@@ -91,7 +75,7 @@ def test_result_says_what_was_run_and_how_well_it_did(straight):
     }
     assert stored | expected == stored
     assert stored["success"] == result.evaluation[0]["success"]._asdict()
-    assert list(stored["estimates"]) == ["success", "length", "reward"]
+    assert list(stored["estimates"]) == ["success", "length", "reward", "length_of_success"]
     assert stored["config"]["algorithm"] == {"rate": 0.1, "horizon": 8}
     assert stored["config"]["versions"]["jax"] == jax.__version__
     assert min(stored["wall_seconds"], stored["compile_seconds"]) > 0
@@ -194,20 +178,31 @@ def test_a_killed_run_goes_on_bitwise_in_another_process(tmp_path, other_process
     assert rows(killed) == rows(straight)
 
 
-def test_interrupt_finishes_the_iteration_saves_and_the_run_goes_on(
-    tmp_path, straight, monkeypatch, capfd
-):
+@pytest.fixture
+def interrupted(monkeypatch):
+    """`with interrupted(after=3):` sends SIGINT once iteration 3 is logged."""
     write = metrics.Logs.write
 
-    def interrupt(self, counters, values):
-        write(self, counters, values)
-        if counters["iteration"] == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+    @contextlib.contextmanager
+    def context(after):
+        def interrupt(self, counters, values):
+            write(self, counters, values)
+            if counters["iteration"] == after:
+                os.kill(os.getpid(), signal.SIGINT)
 
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics.Logs, "write", interrupt)
+            yield
+
+    return context
+
+
+def test_interrupt_finishes_the_iteration_saves_and_the_run_goes_on(
+    tmp_path, straight, interrupted, capfd
+):
     options = {"config": {"env": "Draw", "algo": "walk", "engine": "none"}}
     handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.Logs, "write", interrupt)
+    with interrupted(after=3):
         result = run(tmp_path / "a", 8, **options)
     out, err = capfd.readouterr()
     assert result.interrupted
@@ -257,6 +252,49 @@ def test_seeds_at_once_are_the_seeds_one_by_one(tmp_path):
         restore_policy(tmp_path / "both", TRAINER, seed=7)
 
 
+def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path, interrupted, capfd):
+    """A policy that never changes: after the first evaluation all are flat."""
+    still, options = make_trainer(rate=0.0), {"patience": 3}
+    whole = run(tmp_path / "a", 100, still, **options)
+    stored = json.loads((tmp_path / "a/result.json").read_text())
+    assert (whole.steps, whole.interrupted) == (6 * PER_ITERATION, False)  # evaluated at 2, 4, 6
+    assert (stored["steps"], stored["ended_early"]) == (6 * PER_ITERATION, True)
+    assert stored["config"]["patience"] == 3
+    with interrupted(after=3):  # the flat one at 2 is remembered
+        assert run(tmp_path / "b", 100, still, **options).interrupted
+    resumed = run(tmp_path / "b", 100, still, resume=True, **options)
+    assert resumed.steps == 6 * PER_ITERATION
+    assert bits(resumed.state) == bits(whole.state)
+    assert rows(tmp_path / "b") == rows(tmp_path / "a")
+    again = run(tmp_path / "b", 200, still, resume=True, **options)  # over is over
+    assert (again.steps, again.interrupted) == (6 * PER_ITERATION, False)
+    run(tmp_path / "c", 4, still, **options)
+    assert json.loads((tmp_path / "c/result.json").read_text())["ended_early"] is False
+
+
+def test_patience_counts_evaluations_since_the_last_better_one(tmp_path):
+    """The fifth is better than those before, so a patience of 5 lasts beyond it."""
+    options = {"evaluate_every": PER_ITERATION, "seed": 6}
+    run(tmp_path / "a", 14, **options)
+    scores = [r["validation/success"] for r in rows(tmp_path / "a") if "validation/success" in r]
+    rises = [i for i in range(1, 15) if scores[i] > max(scores[:i])]
+    assert rises[0] == 5
+    over = next(i for i in range(5, 15) if i - max(r for r in rises if r <= i) == 5)
+    patient = run(tmp_path / "b", 14, patience=5, **options)
+    assert patient.steps == over * PER_ITERATION
+    assert "ended_early" not in json.loads((tmp_path / "a/result.json").read_text())
+
+
+def test_what_only_some_seeds_have_is_unknown_for_the_others():
+    """No seed but the second had a success, so that only its length is known."""
+    won, lost = Estimate(0.5, 0.2, 0.8), Estimate(0.0, 0.0, 0.4)
+    first, second = {"success": lost}, {"success": won, "length_of_success": Estimate(7, 6, 8)}
+    got = training._rows([first, second])
+    np.testing.assert_array_equal(got["validation/length_of_success"], [np.nan, 7])
+    np.testing.assert_array_equal(got["validation/length_of_success/high"], [np.nan, 8])
+    np.testing.assert_array_equal(got["validation/success"], [0, 0.5])
+
+
 def explode(*_):
     raise AssertionError("compiled")
 
@@ -268,6 +306,7 @@ def explode(*_):
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"evaluation_episodes": -2}, "evaluation_episodes must be at least 1, got -2"),
         ({"resume": True}, "there is no run in .*: config.json is missing"),
         ({"wandb": True}, "wandb isn't installed"),

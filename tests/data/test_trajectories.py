@@ -108,7 +108,7 @@ def test_what_changes_nothing_about_a_demonstration_is_no_setting():
     about = describe(Optional(patience=9))
     assert about.config == {"size": 0.5, "colour": "red"}
     check_settings(about, describe(Optional(patience=1)))
-    with pytest.raises(DataError, match="other settings: config.size is 0.5 there, 2.0 here$"):
+    with pytest.raises(DataError, match=r"other settings: config.size is 0.5 there, 2.0 here$"):
         check_settings(about, describe(Optional(size=2.0)))
 
 
