@@ -275,12 +275,13 @@ def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path, interrupted, c
 def test_patience_counts_evaluations_since_the_last_better_one(tmp_path):
     """The fifth is better than those before, so a patience of 5 lasts beyond it."""
     options = {"evaluate_every": PER_ITERATION, "seed": 6}
-    run(tmp_path / "a", 14, **options)
+    run(tmp_path / "a", 40, **options)
     scores = [r["validation/success"] for r in rows(tmp_path / "a") if "validation/success" in r]
-    rises = [i for i in range(1, 15) if scores[i] > max(scores[:i])]
+    rises = [i for i in range(1, 41) if scores[i] > max(scores[:i])]
     assert rises[0] == 5
-    over = next(i for i in range(5, 15) if i - max(r for r in rises if r <= i) == 5)
-    patient = run(tmp_path / "b", 14, patience=5, **options)
+    over = next(i for i in range(5, 41) if i - max(r for r in rises if r <= i) == 5)
+    assert over < 40
+    patient = run(tmp_path / "b", 40, patience=5, **options)
     assert patient.steps == over * PER_ITERATION
     assert "ended_early" not in json.loads((tmp_path / "a/result.json").read_text())
 
