@@ -127,13 +127,13 @@ def _save(folder: Path, snapshot: _Snapshot, info: Mapping[str, Any]) -> None:
         state=ocp.args.StandardSave(_without_empty(snapshot.data)), meta=ocp.args.JsonSave(meta)
     )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path.absolute(), args=items)  # elsewhere first, then renamed
+        checkpointer.save(path.resolve(), args=items)  # elsewhere first, then renamed
     _remove_all_but(path, folder)
 
 
 def _restore(path: Path, item: str, args: Any) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(path.absolute(), args=ocp.args.Composite(**{item: args}))
+        restored = checkpointer.restore(path.resolve(), args=ocp.args.Composite(**{item: args}))
     return restored[item]
 
 
@@ -142,7 +142,7 @@ def _read_through(folder: Path, names: Iterable[str]) -> None:
 
     Orbax reads all at once: if one fails, the others' threads complain on stderr some time later.
     """
-    base = {"driver": "file", "path": f"{folder.absolute()}/"}
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     keys = {key.decode() for key in store.list().result()}
     if missing := {f"{name}/.zarray" for name in names} - keys:

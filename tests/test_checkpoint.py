@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -43,6 +44,15 @@ def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(
         jax.random.normal(tree["keys"][1]), jax.random.normal(example()["keys"][1])
     )
+
+
+def test_a_path_may_lead_up_again_or_start_here(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    save(Path("../there"), {"x": jnp.float32(4)}, {})
+    assert newest(tmp_path / "there").name == "1"
+    for folder in (Path("../there"), tmp_path / "here/../there"):
+        assert load(folder, {"x": jnp.float32(0)})[0]["x"] == 4
 
 
 def test_the_newest_stays_and_older_ones_go(tmp_path):
