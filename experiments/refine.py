@@ -35,7 +35,7 @@ from experiments.collect import Collection, collect
 from experiments.common import algorithm, load, make_trainer, source_entry
 from experiments.presets import preset
 from jaxrobo import data, rundir, training
-from jaxrobo.env import Env
+from jaxrobo.env import Env, PhysicsEnv
 from jaxrobo.evaluation import evaluate
 from jaxrobo.metrics import JSONL
 from jaxrobo.rollout import episode_key
@@ -78,12 +78,19 @@ class Refinement:
     resume: bool = False
     test_episodes: int = 256
 
+    def __post_init__(self) -> None:
+        for name in ("episodes", "test_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     argv = sys.argv[1:] if argv is None else list(argv)
     options, task = parse(argv)
-    with cli.failing(ValueError):
+    with cli.failing(ValueError, data.NoSuccess):
         finished = refine(options, task)
     if not finished:
         again = argv if options.resume else [*argv, "--resume"]
@@ -95,11 +102,11 @@ def refine(options: Refinement, task: Any) -> bool:
 
     Raises:
       ValueError: if an option is wrong, the folder is taken or the demonstrations can't be used.
+      NoSuccess: if the expert fails all the time.
     """
     run_dir = options.run_dir or Path("runs", f"{options.env}-refine-{options.seed}")
     env = envs.make(options.env, options.engine, **dataclasses.asdict(task))
-    if not hasattr(env, "expert"):
-        raise ValueError(f"{options.env} has no scripted expert")
+    _check(env, options)
     config = {"refinement": _lasting(options), "task": task, "engine": env.engine}
     rundir.check(run_dir, config, options.resume)
     rundir.write_json(run_dir / rundir.CONFIG, config)
@@ -112,6 +119,22 @@ def refine(options: Refinement, task: Any) -> bool:
         results[stage] = result
     _conclude(env, options, run_dir, results)
     return True
+
+
+def _check(env: Env, options: Refinement) -> None:
+    """Raises ValueError if there is no expert or preset, or the demonstrations can't be used."""
+    if not hasattr(env, "expert"):
+        raise ValueError(f"{options.env} has no scripted expert")
+    env.expert()
+    for algo in _ALGORITHMS.values():
+        if "steps" not in _preset(options, algo):
+            raise ValueError(f"{options.env} has no preset for {algo}")
+    if options.demos is not None:
+        data.check_env(data.read(options.demos), env)
+
+
+def _preset(options: Refinement, algo: str) -> dict[str, Any]:
+    return preset(options.env, algo, None if options.preset == "cpu" else options.preset)
 
 
 def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
@@ -134,7 +157,7 @@ _DEMOS = "demonstrations.zarr"
 
 def _lasting(options: Refinement) -> dict[str, Any]:
     """What must not change when a run goes on."""
-    free = ("run_dir", "resume", "test_episodes", "steps")
+    free = ("run_dir", "resume", "steps")
     return {k: v for k, v in rundir.plain(options).items() if k not in free}
 
 
@@ -149,8 +172,6 @@ def _demonstrate(env: Env, options: Refinement, run_dir: Path) -> dict[str, Any]
         out, count = run_dir / _DEMOS, options.episodes
         options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
         collect(env, env.expert(), options_)
-    else:
-        data.check_env(data.read(options.demos), env)
     seconds = time.perf_counter() - began
     estimates = evaluate(env, env.expert(), (), "test", episodes=options.test_episodes)
     result = {"estimates": estimates, "wall_seconds": seconds}
@@ -163,15 +184,15 @@ def _train(
 ) -> dict[str, Any] | None:
     """Runs a stage that trains, or what is left of it; None if it's interrupted."""
     folder, algo = run_dir / stage, _ALGORITHMS[stage]
-    if (folder / rundir.RESULT).exists():
-        return json.loads((folder / rundir.RESULT).read_text())
-    print(f"stage {list(_ALGORITHMS).index(stage) + 2} of 3: {stage}", flush=True)
-    profile = None if options.preset == "cpu" else options.preset
     config_class = algorithm(algo).config_class
-    values = preset(options.env, algo, profile)
-    _, run, config = cli.distribute(values, type(task), _Budget, config_class)
+    _, run, config = cli.distribute(_preset(options, algo), type(task), _Budget, config_class)
     if stage == "refined" and options.steps is not None:
         run["steps"] = options.steps
+    if (folder / rundir.RESULT).exists():
+        result = json.loads((folder / rundir.RESULT).read_text())
+        if result["config"]["steps"] == run["steps"]:
+            return result
+    print(f"stage {list(_ALGORITHMS).index(stage) + 2} of 3: {stage}", flush=True)
     trainer = make_trainer(options.env, options.engine, task, algo, config_class(**config), source)
     names = {"env": options.env, "algo": algo, "engine": trainer.env.engine, "task": task}
     result = training.run(
@@ -242,6 +263,9 @@ def _show(title: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> 
 def _film(env: Env, options: Refinement, run_dir: Path, path: Path) -> None:
     from jaxrobo.rendering import RendererUnavailable, film, record, side_by_side
 
+    if not isinstance(env.unwrapped, PhysicsEnv):
+        print(f"no video: {options.env} has no MuJoCo model")
+        return
     keys = jax.vmap(lambda i: episode_key("test", 0, i))(jnp.arange(_FILMED))
     runs = [load(run_dir / stage, engine=options.engine) for stage in _ALGORITHMS]
     both = side_by_side(*(record(env, policy, params, keys) for _, policy, params in runs))

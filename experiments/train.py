@@ -18,7 +18,7 @@ import envs
 from experiments import cli
 from experiments.common import ALGORITHMS, algorithm, make_trainer, show, source_entry
 from experiments.presets import preset
-from jaxrobo import rundir, training
+from jaxrobo import data, rundir, training
 from jaxrobo.metrics import JSONL
 
 _COMMAND = "python -m experiments.train"
@@ -69,10 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     run, task, config = parse(argv)
     run_dir = run.run_dir or Path("runs", f"{run.env}-{run.algo}-{run.seed}")
-    with cli.failing(ValueError):
-        if run.demos is not None and run.base is not None:
-            raise ValueError("give demos or a base, not both")
-        source = run.base if run.demos is None else run.demos
+    with cli.failing(ValueError, data.NoSuccess):
+        source = _source(run)
         trainer = make_trainer(run.env, run.engine, task, run.algo, config, source)
     names = {"env": run.env, "algo": run.algo, "engine": trainer.env.engine, "task": task}
     with cli.failing(training.RunError):
@@ -125,6 +123,15 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
         default = options(run, task(**values[1]), config(**values[2]))
     parsed = cli.parse(options, argv, _COMMAND, f"{__doc__}\n{known}", default)
     return parsed.run, parsed.task, parsed.algorithm
+
+
+def _source(run: Run) -> Path | str | None:
+    """What the algorithm learns from. Raises ValueError if it takes no such thing."""
+    given = {k: v for k in ("demos", "base") if (v := getattr(run, k)) is not None}
+    needs = algorithm(run.algo).source
+    if wrong := given.keys() - {needs}:
+        raise ValueError(f"{run.algo} doesn't take --{min(wrong)}")
+    return given.get(needs)
 
 
 def _plot(run_dir: Path, seeds: range, metric: str) -> None:

@@ -1,7 +1,9 @@
 """Settings that must be in place before any test imports jax or mujoco."""
 
+import contextlib
 import ctypes.util
 import os
+import signal
 import sys
 
 import pytest
@@ -40,3 +42,24 @@ def cache(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """`with interrupted(after=3):` sends SIGINT once iteration 3 of a run is logged."""
+    from jaxrobo import metrics
+
+    write = metrics.Logs.write
+
+    @contextlib.contextmanager
+    def context(after):
+        def interrupt(self, counters, values):
+            write(self, counters, values)
+            if counters["iteration"] == after:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics.Logs, "write", interrupt)
+            yield
+
+    return context

@@ -1,6 +1,5 @@
 """The host loop, on an environment without physics (`tests.tiny`) and on one with."""
 
-import contextlib
 import json
 import os
 import signal
@@ -176,25 +175,6 @@ def test_a_killed_run_goes_on_bitwise_in_another_process(tmp_path, other_process
     assert bits(resumed.state) == bits(result.state)
     assert bits(resumed.params) == bits(result.params)
     assert rows(killed) == rows(straight)
-
-
-@pytest.fixture
-def interrupted(monkeypatch):
-    """`with interrupted(after=3):` sends SIGINT once iteration 3 is logged."""
-    write = metrics.Logs.write
-
-    @contextlib.contextmanager
-    def context(after):
-        def interrupt(self, counters, values):
-            write(self, counters, values)
-            if counters["iteration"] == after:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(metrics.Logs, "write", interrupt)
-            yield
-
-    return context
 
 
 def test_interrupt_finishes_the_iteration_saves_and_the_run_goes_on(

@@ -21,6 +21,7 @@ class Config:
 class Coin(Draw):
     def __init__(self, config=None, engine="auto", threads=None):
         self.config = config or Config()
+        self.engine = "none"
         if self.config.expert:
             self.expert = self._expert
 

@@ -1,0 +1,324 @@
+"""From the scripted expert of a tiny task to a refined policy, by the command line."""
+
+import json
+import shlex
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import envs
+from experiments import evaluate, refine, train
+from experiments.common import load
+from experiments.presets import PRESETS
+from jaxrobo import data, metrics, training
+from jaxrobo.evaluation import evaluate as measure
+from jaxrobo.rollout import rollout, start
+from tests.experiments import coin
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+CLONING = dict(
+    horizon=2, action_horizon=2, batch=4, gradient_steps=2, warmup_steps=1, decay_steps=16
+)
+BUDGET = dict(evaluation_episodes=4, patience=None)
+TINY = {
+    ("Coin", "diffusion_bc"): CLONING
+    | BUDGET
+    | {"widths": (8,), "sampling_steps": 1, "steps": 8, "evaluate_every": 4, "episode_steps": 8},
+    ("Coin", "residual_ppo"): BUDGET
+    | dict(num_envs=2, horizon=4, epochs=1, minibatches=1, hidden=(8,))
+    | {"steps": 32, "evaluate_every": 16},
+}
+REFINE = ["--env", "Coin", "--episodes", "3", "--test-episodes", "12", "--seed", "3"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Knows the task and its presets here, and nowhere else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envs, "_REGISTRY", dict(envs._REGISTRY))
+        for name, values in TINY.items():
+            patch.setitem(PRESETS, name, values)
+        coin.register()
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A whole refinement's folder."""
+    run_dir = tmp_path_factory.mktemp("refine") / "straight"
+    refine.main([*REFINE, "--run-dir", str(run_dir)])
+    return run_dir
+
+
+def timeless(value):
+    """A tree without what depends on the clock."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if not k.endswith("seconds")}
+    return value
+
+
+def outcome(run_dir):
+    """All that a refinement says but for times: the result, and the logs of both policies."""
+    lines = [
+        json.loads(line)
+        for stage in ("clone", "refined")
+        for line in (run_dir / stage / metrics.JSONL).read_text().splitlines()
+    ]
+    return timeless(json.loads((run_dir / "result.json").read_text())), list(map(timeless, lines))
+
+
+def refusal(main, argv, capsys):
+    """The one line on stderr with which a command exits with 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out, err.count("\n")) == (2, "", 1), err
+    return err.removeprefix("error: ")
+
+
+# --- refine ---------------------------------------------------------------------------------------
+
+
+def test_all_three_are_compared_on_the_same_episodes(straight):
+    result = json.loads((straight / "result.json").read_text())
+    expected = {"env": "Coin", "seed": 3, "preset": "cpu", "episodes": 12}
+    assert result | expected == result
+    assert {p.name for p in straight.iterdir()} == {
+        *("config.json", "expert.json", "result.json", "demonstrations.zarr", "clone", "refined")
+    }
+    demos = data.read(straight / "demonstrations.zarr")
+    assert (demos.episodes, demos.metadata.seed) == (3, 3)
+    assert demos.success.all()
+    env = envs.make("Coin")
+    by_hand = measure(env, env.expert(), (), "test", episodes=12)["success"]
+    assert result["expert"]["estimates"]["success"] == by_hand._asdict()
+    for stage, algo in (("clone", "diffusion_bc"), ("refined", "residual_ppo")):
+        own = json.loads((straight / stage / "result.json").read_text())
+        assert result[stage] == own
+        assert (own["algo"], own["seed"], own["split"], own["episodes"]) == (algo, 3, "test", 12)
+        loaded = measure(*load(straight / stage), "test", episodes=12)
+        assert own["estimates"]["success"] == loaded["success"]._asdict()
+        assert (straight / stage / "learning_curve.png").stat().st_size > 0
+    failing = [1 - result[stage]["estimates"]["success"]["mean"] for stage in ("clone", "refined")]
+    assert result["share_of_failures_removed"] == pytest.approx(1 - failing[1] / failing[0])
+    assert result["refined"]["steps"] == 32
+
+
+def test_the_table_shows_success_steps_and_time_of_each(straight, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    results = json.loads((straight / "result.json").read_text())
+    stages = {k: results[k] for k in ("expert", "clone", "refined")}
+    del stages["clone"]["estimates"]["length_of_success"]  # as if it never succeeded
+    refine._show("Coin", "success", stages)
+    lines = capsys.readouterr().out.splitlines()
+    row = lambda word: next(line for line in lines if word in line)
+    assert [row("refined").index(k) for k in stages] == sorted(
+        row("refined").index(k) for k in stages
+    )
+    for stage in stages.values():
+        estimate = stage["estimates"]["success"]
+        assert "{mean:.4g} [{low:.4g}, {high:.4g}]".format(**estimate) in row("success")
+    steps = results["refined"]["estimates"]["length_of_success"]
+    assert f"{steps['mean']:.4g} [" in row("steps to success")
+    assert " - " in row("steps to success")
+    assert "wall time, s" in "".join(lines)
+
+
+class Killed(BaseException):
+    """What a kill does to the program, as far as files are concerned."""
+
+
+def test_stopped_at_every_point_it_ends_the_same(
+    straight, tmp_path, monkeypatch, interrupted, capsys
+):
+    argv = [*REFINE, "--run-dir", str(tmp_path / "run")]
+    original = refine._train
+
+    def killed_at(name, stage=None):
+        def kill(*arguments, **_):
+            if stage in (None, arguments[0]):
+                raise Killed
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(refine, name, kill)
+            with pytest.raises(Killed):
+                refine.main(argv)
+
+    def stopped_after(iteration):
+        with interrupted(after=iteration):
+            refine.main(argv)
+        assert "to go on: python -m experiments.refine --env Coin" in capsys.readouterr().out
+
+    killed_at("evaluate")  # demonstrations are there, the expert isn't tested
+    argv.append("--resume")
+    killed_at("_train", "clone")
+    stopped_after(1)
+    killed_at("_train", "refined")
+    stopped_after(1)
+    assert not (tmp_path / "run/refined/result.json").exists()
+    killed_at("_conclude")
+    assert not (tmp_path / "run/result.json").exists()
+    capsys.readouterr()
+    refine.main(argv)
+    out = capsys.readouterr().out
+    assert "no video: Coin has no MuJoCo model" in out
+    assert "stage" not in out  # nothing was left to do
+    assert outcome(tmp_path / "run") == outcome(straight)
+
+    refine.main([*argv, "--steps", "48"])
+    result, _ = outcome(tmp_path / "run")
+    assert result["refined"]["steps"] == 48
+    assert result["clone"] == outcome(straight)[0]["clone"]
+
+
+def test_demonstrations_may_be_given(straight, tmp_path):
+    demos = straight / "demonstrations.zarr"
+    refine.main([*REFINE, "--run-dir", str(tmp_path / "run"), "--demos", str(demos)])
+    assert not (tmp_path / "run/demonstrations.zarr").exists()
+    (given, log), (own, own_log) = outcome(tmp_path / "run"), outcome(straight)
+    assert log == own_log
+    assert given["refined"]["estimates"] == own["refined"]["estimates"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["{run} exists: resume the run, or choose another folder"]),
+        (["--resume", "--seed", "4"], ["refinement.seed is 3 there, 4 here"]),
+        (["--resume", "--episodes", "5"], ["refinement.episodes is 3 there, 5 here"]),
+        (["--resume", "--test-episodes", "5"], ["refinement.test_episodes is 12 there, 5 here"]),
+        (["--resume", "--preset", "paper"], ["refinement.preset is 'cpu' there, 'paper' here"]),
+        (["--resume", "--act", "-0.2"], ["task.act is -0.25 there, -0.2 here"]),
+    ],
+)
+def test_a_folder_of_another_refinement_is_refused(straight, capsys, argv, words):
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
+    message = refusal(refine.main, [*REFINE, "--run-dir", str(straight), *argv], capsys)
+    for word in words:
+        assert word.format(run=straight) in message
+    assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--env", "Foo"], "unknown environment 'Foo'; valid: Coin, DofbotReacher, PegHole"),
+        (["--episodes", "0"], "episodes must be at least 1, got 0"),
+        (["--test-episodes", "0"], "test_episodes must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must not be negative, got -1"),
+        (["--no-expert"], "Coin has no scripted expert"),
+        (["--act", "-2"], "the expert can't act by -2"),
+        (["--demos", "nowhere.zarr"], "nowhere.zarr"),
+        (["--resume"], "there is no run in run: config.json is missing"),
+        (["--demos", "{demos}", "--act", "-0.2"], "config.act is -0.25 there, -0.2 here"),
+        (["--env", "DofbotReacher"], "DofbotReacher has no preset for diffusion_bc"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(straight, argv, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "stream", None)  # it's refused before any work
+    argv = [a.format(demos=straight / "demonstrations.zarr") for a in argv]
+    first = REFINE if "--env" not in argv else []
+    assert message in refusal(refine.main, [*first, "--run-dir", "run", *argv], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_expert_that_always_fails_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data.collection, "PATIENCE", 4)
+    monkeypatch.setattr(refine, "print", lambda *_, **__: None, raising=False)
+    message = refusal(
+        refine.main, [*REFINE, "--act", "-1", "--run-dir", str(tmp_path / "run")], capsys
+    )
+    assert "episodes in a row failed" in message
+
+
+# --- train, load, evaluate ------------------------------------------------------------------------
+
+
+SHORT = ["--env", "Coin", "--evaluation-episodes", "4", "--test-episodes", "8", "--seed", "1"]
+WINDOWS = shlex.split(
+    "--horizon 2 --action-horizon 2 --batch 4 --gradient-steps 2 --warmup-steps 1 "
+    "--decay-steps 16 --steps 4 --evaluate-every 2"
+)
+SIMULATIONS = shlex.split(
+    "--num-envs 2 --horizon 4 --epochs 1 --minibatches 1 --hidden 8 --steps 16 --evaluate-every 8"
+)
+OPTIONS = {
+    "bc": [*WINDOWS, "--hidden", "8", "--demos", "{demos}"],
+    "diffusion_bc": [*WINDOWS, "--widths", "8", "--sampling-steps", "1", "--demos", "{demos}"],
+    "residual_ppo": [*SIMULATIONS, "--base", "{base}"],
+    "residual_ppo expert": [*SIMULATIONS, "--base", "expert"],
+}
+
+
+def train_argv(name, run_dir, straight):
+    sources = {"demos": straight / "demonstrations.zarr", "base": straight / "clone"}
+    options = [word.format(**sources) for word in OPTIONS[name]]
+    return [*SHORT, "--algo", name.split()[0], "--run-dir", str(run_dir), *options]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_was_trained_comes_back_without_the_demonstrations(name, straight, tmp_path, capsys):
+    """What is loaded acts as what was tested did, after folders were moved together."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(straight, here / "refine")
+    train.main(train_argv(name, here / "run", here / "refine"))
+    result = json.loads((here / "run/result.json").read_text())
+    assert result["algo"] == name.split()[0]
+    here.rename(there)
+    shutil.rmtree(there / "refine/demonstrations.zarr")
+    evaluate.main(["--run-dir", str(there / "run"), "--episodes", "8"])
+    stored = json.loads((there / "run/evaluation-best-test-0.json").read_text())
+    assert stored["estimates"]["seed 1"] == result["estimates"]
+    env, policy, params = load(there / "run", "last")
+    state = start(env, policy, jax.random.key(0))
+    _, batch = rollout(env, policy, params, state, 2 * policy.period)
+    assert np.isfinite(batch.action).all()
+    assert policy.period == (1 if name.endswith("expert") else 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--algo", "bc"], "bc needs --demos"),
+        (["--algo", "diffusion_bc", "--base", "expert"], "diffusion_bc doesn't take --base"),
+        (["--algo", "residual_ppo"], "residual_ppo needs --base"),
+        (["--algo", "ppo", "--base", "expert"], "ppo doesn't take --base"),
+        (["--algo", "bc", "--demos", "x", "--base", "y"], "bc doesn't take --base"),
+        (["--algo", "bc", "--demos", "x.zarr"], "x.zarr"),
+        (["--algo", "bc", "--demos", "{demos}", "--act", "0.5"], "config.act is -0.25 there"),
+        (["--algo", "residual_ppo", "--base", "nowhere"], "there is no run in nowhere"),
+        (["--algo", "residual_ppo", "--base", "{refined}"], "is not the run of a cloned policy"),
+        (["--algo", "residual_ppo", "--base", "expert", "--no-expert"], "has no scripted expert"),
+        (["--algo", "residual_ppo", "--base", "{clone}", "--horizon", "5"], "multiple of the 2"),
+    ],
+)
+def test_wrong_sources_are_refused_in_one_line(
+    straight, argv, words, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "compile_programs", None)
+    paths = {k: straight / k for k in ("clone", "refined")}
+    paths["demos"] = straight / "demonstrations.zarr"
+    argv = [a.format(**paths) for a in argv]
+    assert words in refusal(train.main, ["--env", "Coin", "--steps", "8", *argv], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_changed_is_refused(straight, tmp_path, capsys):
+    shutil.copytree(straight / "clone", tmp_path / "clone")
+    shutil.copytree(straight / "demonstrations.zarr", tmp_path / "demonstrations.zarr")
+    argv = [*SHORT, "--algo", "residual_ppo", *SIMULATIONS, "--base", str(tmp_path / "clone")]
+    argv += ["--run-dir", str(tmp_path / "run")]
+    train.main(argv)
+    shutil.rmtree(tmp_path / "clone")
+    other = [*SHORT, "--algo", "diffusion_bc", *OPTIONS["diffusion_bc"]]
+    demos = straight / "demonstrations.zarr"
+    train.main([*[a.format(demos=demos) for a in other], "--run-dir", str(tmp_path / "clone")])
+    message = refusal(train.main, [*argv, "--resume", "--steps", "32"], capsys)
+    assert "was started with other inputs (a data set, a frozen policy)" in message
