@@ -12,7 +12,7 @@ import pytest
 import envs
 from experiments import cli, evaluate, train
 from experiments.common import ALGORITHMS, load
-from experiments.presets import PRESETS
+from experiments.presets import PRESETS, preset
 from jaxrobo import rendering, training
 from jaxrobo.rollout import episode_key
 
@@ -128,10 +128,14 @@ def test_every_option_of_every_task_and_algorithm_is_a_flag(env, algo, capsys):
             assert f"--{field.name.replace('_', '-')}" in text
 
 
-def test_presets_name_what_exists():
+def test_presets_are_of_options_that_exist_and_suit_each_other():
     for env, algo, *profile in PRESETS:
-        variant = ["--profile", *profile] if profile else []
-        train.parse(["--env", env, "--algo", algo, *variant])
+        groups = train.Run, envs.config_class(env), ALGORITHMS[algo].config_class
+        values = cli.distribute(preset(env, algo, *profile), *groups)
+        for group, own, needed in zip(groups, values, ({"env": env}, {}, {}), strict=True):
+            group(**needed, **own)
+    for name in ("isaac", "servo"):
+        train.parse([*REACHER, "--profile", name])
 
 
 def test_two_owners_of_a_flag_are_refused():
