@@ -128,7 +128,7 @@ def test_a_biased_base_is_corrected(normaliser):
     base = residual_ppo.Base(aiming(0.3), (), normaliser)
     config = residual_ppo.Config(
         scale=0.5,
-        num_envs=64,
+        num_envs=32,
         horizon=10,
         epochs=4,
         minibatches=4,
@@ -139,10 +139,7 @@ def test_a_biased_base_is_corrected(normaliser):
     )
     trainer = residual_ppo.make(ENV, base, config)
     state = trainer.init(KEY, trainer.inputs)
-    before = evaluate(ENV, *trainer.policy(state), episodes=32)
-    assert before["reward"].mean == pytest.approx(-0.45, rel=1e-4)
-    assert before["success"].mean == 0
-    for _ in range(40):
+    for _ in range(30):
         state, _ = trainer.step(state, trainer.inputs)
     after = evaluate(ENV, *trainer.policy(state), episodes=32)
     assert after["reward"].mean > -0.01
