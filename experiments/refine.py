@@ -33,7 +33,7 @@ import envs
 from experiments import cli
 from experiments.collect import Collection, collect
 from experiments.common import algorithm, load, make_trainer, source_entry
-from experiments.presets import preset
+from experiments.presets import DEMONSTRATIONS, preset
 from jaxrobo import data, rundir, training
 from jaxrobo.env import Env, PhysicsEnv
 from jaxrobo.evaluation import evaluate
@@ -42,8 +42,8 @@ from jaxrobo.rollout import episode_key
 
 _COMMAND = "python -m experiments.refine"
 
-_ALGORITHMS = {"clone": "diffusion_bc", "refined": "residual_ppo"}
-"""The stages that train, and by what."""
+_STAGES = ("clone", "refined")
+"""The stages that train."""
 
 _FILMED = 2
 """Starts in the video."""
@@ -59,6 +59,8 @@ class Refinement:
         accelerator.
       demos: demonstrations to clone, a file of `experiments.collect`; the expert's if None.
       episodes: how many demonstrations the expert gives.
+      clone: into what they are cloned: an MLP (bc), which a CPU trains in minutes, or a diffusion
+        policy.
       preset: cpu, or paper: networks, simulations and epochs of arXiv 2407.16677.
       steps: control steps of the refinement; those of the preset if None.
       seed: of the demonstrations and of both trainings.
@@ -71,6 +73,7 @@ class Refinement:
     engine: Literal["auto", "native", "mjx"] = "auto"
     demos: Path | None = None
     episodes: int = 50
+    clone: Literal["bc", "diffusion_bc"] = "bc"
     preset: Literal["cpu", "paper"] = "cpu"
     steps: int | None = None
     seed: int = 0
@@ -110,7 +113,7 @@ def refine(options: Refinement, task: Any) -> bool:
     config = {"refinement": _lasting(options), "task": task, "engine": env.engine}
     rundir.check(run_dir, config, options.resume)
     rundir.write_json(run_dir / rundir.CONFIG, config)
-    results = {"expert": _demonstrate(env, options, run_dir)}
+    results = {"expert": _demonstrate(env, options, task, run_dir)}
     sources = {"clone": options.demos or run_dir / _DEMOS, "refined": run_dir / "clone"}
     for stage, source in sources.items():
         result = _train(stage, source, options, task, run_dir)
@@ -126,11 +129,15 @@ def _check(env: Env, options: Refinement) -> None:
     if not hasattr(env, "expert"):
         raise ValueError(f"{options.env} has no scripted expert")
     env.expert()
-    for algo in _ALGORITHMS.values():
+    for algo in (_algorithm(options, stage) for stage in _STAGES):
         if "steps" not in _preset(options, algo):
             raise ValueError(f"{options.env} has no preset for {algo}")
     if options.demos is not None:
         data.check_env(data.read(options.demos), env)
+
+
+def _algorithm(options: Refinement, stage: str) -> str:
+    return {"clone": options.clone, "refined": "residual_ppo"}[stage]
 
 
 def _preset(options: Refinement, algo: str) -> dict[str, Any]:
@@ -141,13 +148,17 @@ def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
     """Options of the refinement, and the task's `Config`. Exits with 2 on a wrong flag."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--env", nargs="?", default=Refinement.env)
-    name = first.parse_known_args(argv)[0].env or Refinement.env
+    first.add_argument("--preset", nargs="?", default=Refinement.preset)
+    chosen = first.parse_known_args(argv)[0]
+    name = chosen.env or Refinement.env
+    profile = None if chosen.preset == Refinement.preset else chosen.preset
     with cli.failing(ValueError):
         config_class = envs.config_class(name)
         options = cli.merge(refinement=Refinement, task=config_class)
         names = {f.name for f in dataclasses.fields(config_class)}
-        known = {k: v for k, v in preset(name, "diffusion_bc").items() if k in names}
-        default = options(Refinement(env=name), config_class(**known))
+        known = {k: v for k, v in preset(name, "residual_ppo", profile).items() if k in names}
+        count = {k: v for k, v in DEMONSTRATIONS.get(name, {}).items() if k not in names}
+        default = options(Refinement(env=name, **count), config_class(**known))
     parsed = cli.parse(options, argv, _COMMAND, __doc__, default)
     return parsed.refinement, parsed.task
 
@@ -161,7 +172,7 @@ def _lasting(options: Refinement) -> dict[str, Any]:
     return {k: v for k, v in rundir.plain(options).items() if k not in free}
 
 
-def _demonstrate(env: Env, options: Refinement, run_dir: Path) -> dict[str, Any]:
+def _demonstrate(env: Env, options: Refinement, task: Any, run_dir: Path) -> dict[str, Any]:
     """Collects demonstrations unless there are some, and tests the expert."""
     path = run_dir / "expert.json"
     if path.exists():
@@ -171,7 +182,11 @@ def _demonstrate(env: Env, options: Refinement, run_dir: Path) -> dict[str, Any]
         print("stage 1 of 3: demonstrations", flush=True)
         out, count = run_dir / _DEMOS, options.episodes
         options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
-        collect(env, env.expert(), options_)
+        names = {f.name for f in dataclasses.fields(task)}
+        changes = {k: v for k, v in DEMONSTRATIONS.get(options.env, {}).items() if k in names}
+        disturbed = dataclasses.asdict(dataclasses.replace(task, **changes))
+        demo_env = envs.make(options.env, options.engine, **disturbed)
+        collect(demo_env, demo_env.expert(), options_)
     seconds = time.perf_counter() - began
     estimates = evaluate(env, env.expert(), (), "test", episodes=options.test_episodes)
     result = {"estimates": estimates, "wall_seconds": seconds}
@@ -183,7 +198,7 @@ def _train(
     stage: str, source: Path, options: Refinement, task: Any, run_dir: Path
 ) -> dict[str, Any] | None:
     """Runs a stage that trains, or what is left of it; None if it's interrupted."""
-    folder, algo = run_dir / stage, _ALGORITHMS[stage]
+    folder, algo = run_dir / stage, _algorithm(options, stage)
     config_class = algorithm(algo).config_class
     _, run, config = cli.distribute(_preset(options, algo), type(task), _Budget, config_class)
     if stage == "refined" and options.steps is not None:
@@ -192,7 +207,7 @@ def _train(
         result = json.loads((folder / rundir.RESULT).read_text())
         if result["config"]["steps"] == run["steps"]:
             return result
-    print(f"stage {list(_ALGORITHMS).index(stage) + 2} of 3: {stage}", flush=True)
+    print(f"stage {_STAGES.index(stage) + 2} of 3: {stage}", flush=True)
     trainer = make_trainer(options.env, options.engine, task, algo, config_class(**config), source)
     names = {"env": options.env, "algo": algo, "engine": trainer.env.engine, "task": task}
     result = training.run(
@@ -267,7 +282,7 @@ def _film(env: Env, options: Refinement, run_dir: Path, path: Path) -> None:
         print(f"no video: {options.env} has no MuJoCo model")
         return
     keys = jax.vmap(lambda i: episode_key("test", 0, i))(jnp.arange(_FILMED))
-    runs = [load(run_dir / stage, engine=options.engine) for stage in _ALGORITHMS]
+    runs = [load(run_dir / stage, engine=options.engine) for stage in _STAGES]
     both = side_by_side(*(record(env, policy, params, keys) for _, policy, params in runs))
     try:
         film(env, both, path)

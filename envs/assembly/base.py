@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.assembly.goals import Pair, assembled
+from envs.assembly.goals import Pair, assembled, error
 from envs.assembly.workcell import OBSTACLE_POS
 from envs.robots import panda
 from jaxrobo.control import POSE_MODES, differential_ik_target, grip, pose_target
@@ -36,6 +36,10 @@ axis is the robot's y, its y axis the robot's x, and its z axis points down."""
 
 MAX_OBSERVED = 3.0
 """Observations are clipped to +- this."""
+
+
+_FINE = np.repeat([1e-4, 2e-3], 3)
+"""What is small where a fit is tight: m and rad."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +71,15 @@ class AssemblyConfig:
         without reward, until its time is up.
       perturbation: probability that a part is kicked in a step; the original's perturbed episodes
         have 0.01.
+      observe_errors: whether `pair_errors` is observed as well, which says nothing new, but what a
+        small network would need long to work out: tenths of a millimetre.
     """
 
     action: Literal["pos", "delta"] = "pos"
     randomness: Literal["low", "med", "high", "wide"] = "low"
     terminate_on_success: bool = dataclasses.field(default=False, metadata={"of_task": False})
     perturbation: float = dataclasses.field(default=0.0, metadata={"of_task": False})
+    observe_errors: bool = False
 
     def __post_init__(self) -> None:
         for name, valid in (("action", POSE_MODES), ("randomness", ("low", "med", "high", "wide"))):
@@ -95,7 +102,9 @@ class AssemblyEnv(PhysicsEnv):
     Observation, clipped to +-3: `robot_state` `[16]`, of the end effector in the frame of the
     robot's base: position (3), rotation as 6D (6), linear (3) and angular velocity (3); opening of
     the hand (1). `parts_poses` `[7 (P + 1)]`, in the frame of an AprilTag: position and quaternion,
-    **xyzw**, of every part and of the obstacle's front bar.
+    **xyzw**, of every part and of the obstacle's front bar. With `observe_errors`, `pair_errors`
+    `[6 pairs]` too: how the first part of each pair must still move and turn to meet the second
+    (`goals.error`), each number x as sign(x) log(1 + |x| / x0), x0 = 0.1 mm and 2 mrad.
 
     Reward: 1 in the step in which a pair is assembled for the first time, whatever becomes of it.
     The episode is a success when all pairs have been; `info["success"]` says so from then on, so
@@ -157,10 +166,12 @@ class AssemblyEnv(PhysicsEnv):
     @property
     def observation_spec(self) -> dict[str, Spec]:
         """See the class."""
-        return {
+        spec = {
             "robot_state": Spec((16,)),
             "parts_poses": Spec((7 * (len(self._parts) + 1),)),
         }
+        errors = {"pair_errors": Spec((6 * len(self.pairs),))}
+        return spec | errors if self.config.observe_errors else spec
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
         """Starts near FurnitureBench's pose, with an open hand."""
@@ -260,7 +271,12 @@ class AssemblyEnv(PhysicsEnv):
         parts = [self.part_pose(data, i) for i in range(len(self._parts))]
         poses = jnp.concatenate([in_tag_frame(pose) for pose in (*parts, bar)])
         clip = lambda x: jnp.clip(x, -MAX_OBSERVED, MAX_OBSERVED)
-        return {"robot_state": clip(robot), "parts_poses": clip(poses)}
+        seen = {"robot_state": clip(robot), "parts_poses": clip(poses)}
+        if self.config.observe_errors:
+            errors = jnp.stack([error(p, *parts[p.a], *parts[p.b]) for p in self.pairs])
+            fine = errors / jnp.asarray(_FINE)
+            seen["pair_errors"] = (jnp.sign(fine) * jnp.log1p(jnp.abs(fine))).reshape(-1)
+        return seen
 
     def _kick(self, data: PhysicsState, key: jax.Array) -> PhysicsState:
         """Each part gets a sudden speed of up to 0.2 m/s and 2 rad/s now and then.

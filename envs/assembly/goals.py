@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobo.physics.rotations import quat_conjugate, quat_multiply, quat_rotate, quat_to_matrix
+from jaxrobo.physics.rotations import (
+    matrix_to_quat,
+    quat_conjugate,
+    quat_multiply,
+    quat_rotate,
+    quat_to_matrix,
+    quat_to_rotvec,
+)
 
 POS_TOLERANCE = 0.005
 """m, along each axis of the first part (`pos_eps` in simulation)."""
@@ -62,6 +69,30 @@ def assembled(
         cosines = jnp.sum(rot * pair.rot, axis=-2)
         good &= jnp.all(cosines >= COS_TOLERANCE, axis=-1)
     return jnp.any(good)
+
+
+def error(
+    pair: Pair, pos_a: jax.Array, quat_a: jax.Array, pos_b: jax.Array, quat_b: jax.Array
+) -> jax.Array:
+    """How `a` must move and turn to meet `b`, by the nearest of the goal poses, in world axes.
+
+    Args:
+      pair: see `assembled`.
+      pos_a: see `assembled`.
+      quat_a: see `assembled`.
+      pos_b: see `assembled`.
+      quat_b: see `assembled`.
+
+    Returns:
+      Translation, m, and rotation vector, rad, which is zero if any orientation will do. [6]
+    """
+    move = pos_b - pos_a - jax.vmap(lambda p: quat_rotate(quat_a, p))(jnp.asarray(pair.pos))
+    nearest = jnp.argmin(jnp.sum(jnp.square(move), axis=-1))
+    if pair.rot is None:
+        return jnp.append(move[nearest], jnp.zeros(3))
+    goals = jax.vmap(matrix_to_quat)(jnp.asarray(pair.rot))
+    turn = quat_multiply(quat_b, quat_conjugate(quat_multiply(quat_a, goals[nearest])))
+    return jnp.append(move[nearest], quat_to_rotvec(turn))
 
 
 def _about(axis: str, degrees: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The scripted expert of PegHole: grasp, lift, carry, lower, push; and again where that fails.
+"""The scripted expert of PegHole: grasp, lift, carry, insert; and again where that fails.
 
 It reads the poses of hand, peg and hole, and commands poses of the hand a few centimetres ahead, so
 that the arm's lag keeps it slow. It doesn't know the future or the physics: it looks where the peg
@@ -30,19 +30,27 @@ from jaxrobo.policy import Policy, scripted
 if TYPE_CHECKING:
     from envs.assembly.peg_hole import PegHole
 
-OVER_PEG, REACH, CLOSE, LIFT, OVER_HOLE, LOWER, PUSH, DONE = range(8)
+OVER_PEG, REACH, CLOSE, LIFT, OVER_HOLE, INSERT, DONE = range(7)
 """The stages."""
 
 _DOWN = np.array([0.0, 1.0, 0.0, 0.0])
 """The hand points down, its fingers along y."""
 
-_PATIENCE = np.array([60, 25, 6, 15, 60, 25, 25, 1000])
+_PATIENCE = np.array([60, 25, 6, 15, 60, 60, 1000])
 """Steps after which a stage is given up."""
 
 _HEIGHT = parts.HOLE_SIZE[2]
 
 _PRESS = 0.003
 """How far below where it is the peg is commanded, m: presses with 12 N, below what slips."""
+
+_FIT, _TWIST = 1.5e-4, 0.01
+"""How far aside, m, and how much turned, rad, a peg may be to be pressed: little more than what
+fits."""
+
+_CLEAR, _RISE, _MAX_CLEAR = 0.0005, 0.001, 0.004
+"""How far above the plate a peg is kept that isn't aligned, m: at least, for each `_FIT` that it is
+aside beyond the first, and at most."""
 
 
 @struct.dataclass
@@ -91,7 +99,7 @@ def make(env: "PegHole", noise: float) -> Policy:
     def act(carry: Carry, state: State, key: jax.Array) -> tuple[jax.Array, Carry]:
         hand, peg, hole = _poses(env, state)
         carry = _advance(env, carry, state, middle)
-        goal = _goal(carry, hand, peg, hole, key)
+        goal = _goal(carry, hand, peg, hole)
         target = _ahead(carry, hand, goal, middle)
         grip = jnp.where((carry.stage >= CLOSE) & (carry.stage < DONE), 1.0, -1.0)
         return jnp.append(pose_action(target), grip), carry
@@ -132,17 +140,15 @@ def _advance(env: "PegHole", carry: Carry, state: State, middle: jax.Array) -> C
             carry.count >= 4,
             peg.pos[2] > 0.6 * carry.carry,
             (aside < 0.007) & (twist < 0.08),
-            (aside < 0.0003) & (twist < 0.01) & (gap[2] < _HEIGHT + 0.003),
             jnp.zeros((), bool),
             jnp.zeros((), bool),
         ]
     )[stage]
     held = (env.opening(state.data) > 0.006) & (jnp.linalg.norm(hand.pos - peg.pos) < 0.08)
     lost = (stage >= LIFT) & (stage < DONE) & ~held
-    go_on = reached | (late & (stage < PUSH))
+    go_on = reached | (late & (stage < INSERT))
     new = jnp.where(go_on, stage + 1, stage)
-    new = jnp.where(late & ((stage == PUSH) | (stage == LOWER)), OVER_HOLE, new)
-    new = jnp.where((stage == PUSH) & (aside > 0.0015), LOWER, new)
+    new = jnp.where(late & (stage == INSERT), OVER_HOLE, new)
     new = jnp.where(lost | (late & (stage == LIFT)), OVER_PEG, new)
     new = jnp.where(state.info["success"], DONE, new)
     moved = new != stage
@@ -155,7 +161,7 @@ def _advance(env: "PegHole", carry: Carry, state: State, middle: jax.Array) -> C
     )
 
 
-def _goal(carry: Carry, hand: Pose, peg: Pose, hole: Pose, key: jax.Array) -> Pose:
+def _goal(carry: Carry, hand: Pose, peg: Pose, hole: Pose) -> Pose:
     """Where the hand is to be in the end, in this stage."""
     aside = jnp.append(carry.aside, 0.0)
     upright = _hand_over(_yaw(peg.quat) + carry.turn)
@@ -172,26 +178,35 @@ def _goal(carry: Carry, hand: Pose, peg: Pose, hole: Pose, key: jax.Array) -> Po
             place + quat_rotate(change, hand.pos - peg.pos), quat_multiply(change, hand.quat)
         )
 
-    none = jnp.zeros(3)
-    search = jax.random.normal(key, (3,)) * jnp.minimum(carry.count, 20) / 20
-    press = peg.pos[2] - hole.pos[2] - _PRESS
-    push = bring(press, jnp.append(3e-4 * search[:2], 0.0), 0.008 * search[2])
     goals = [
         over_peg,
         at_peg,
         at_peg,
         lift,
         bring(carry.carry, aside),
-        bring(jnp.asarray(_HEIGHT + 0.0015), none),
-        push,
+        bring(_insertion_height(peg, hole), jnp.zeros(3)),
         hand,
     ]
     return jax.tree.map(lambda *x: jnp.stack(x)[carry.stage], *goals)
 
 
+def _insertion_height(peg: Pose, hole: Pose) -> jax.Array:
+    """Where the peg's bottom is to be above the hole's, m: the lower the better they are aligned.
+
+    So a peg that is aside is never pressed on the plate, which would take the plate along; and one
+    that was is lifted, until it's over the slot.
+    """
+    gap = quat_rotate(quat_conjugate(hole.quat), peg.pos - hole.pos)
+    twist = jnp.linalg.norm(_rotation_to(peg.quat, hole.quat))
+    misfit = jnp.maximum(jnp.linalg.norm(gap[:2]) / _FIT, twist / _TWIST)
+    above = _HEIGHT + jnp.clip(_CLEAR + _RISE * (misfit - 1.0), 0.0, _MAX_CLEAR)
+    inside = gap[2] < _HEIGHT - 0.001
+    return jnp.where(inside | (misfit < 1.0), gap[2] - _PRESS, above)
+
+
 def _ahead(carry: Carry, hand: Pose, goal: Pose, middle: jax.Array) -> Pose:
     """A pose on the way to the goal, at most a few centimetres and half a radian ahead."""
-    slow = jnp.array([0.07, 0.05, 0.03, 0.05, 0.06, 0.03, 0.03, 0.02])[carry.stage]
+    slow = jnp.array([0.07, 0.05, 0.03, 0.05, 0.06, 0.03, 0.02])[carry.stage]
     step = goal.pos - hand.pos
     length = jnp.linalg.norm(step)
     pos = hand.pos + step * jnp.minimum(1.0, slow * carry.pace / jnp.maximum(length, 1e-6))

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.assembly.goals import COS_TOLERANCE, GOALS, POS_TOLERANCE, assembled
+from envs.assembly.goals import COS_TOLERANCE, GOALS, POS_TOLERANCE, assembled, error
 from jaxrobo.physics.rotations import (
     axis_angle_to_quat,
     matrix_to_quat,
     quat_multiply,
     quat_rotate,
     random_quat,
+    rotvec_to_quat,
 )
 
 CASES = [(task, i) for task, pairs in GOALS.items() for i in range(len(pairs))]
@@ -60,3 +61,29 @@ def test_a_peg_the_wrong_way_round_is_not_assembled():
     pair = GOALS["factory_peg_hole"][0]
     half = axis_angle_to_quat(jnp.array([0.0, 0, 1]), np.pi)
     assert not assembled(pair, *place(pair, 0, turn=half))
+
+
+@pytest.mark.parametrize("task", ["factory_peg_hole", "one_leg", "round_table", "lamp"])
+def test_the_error_is_the_way_of_the_first_part_to_the_second(task):
+    """Moved and turned by it, the first part makes the pair; the second stays."""
+    for pair in GOALS[task]:
+        for k in range(len(pair.pos)):
+            about = jnp.array([0.6, 0.0, 0.8])
+            turn = axis_angle_to_quat(about, 0.3)
+            pos_a, quat_a, pos_b, quat_b = place(pair, k, (0.003, -0.004, 0.012), turn)
+            way = error(pair, pos_a, quat_a, pos_b, quat_b)
+            np.testing.assert_allclose(np.linalg.norm(way[:3]), 0.013, rtol=1e-4)
+            if pair.rot is None:
+                np.testing.assert_array_equal(way[3:], 0)
+                continue
+            np.testing.assert_allclose(np.linalg.norm(way[3:]), 0.3, rtol=1e-4)
+            turned = quat_multiply(rotvec_to_quat(way[3:]), quat_a)
+            reached = pos_b - quat_rotate(turned, jnp.asarray(pair.pos[k]))
+            still = error(pair, reached, turned, pos_b, quat_b)
+            np.testing.assert_allclose(still, 0, atol=1e-5)
+
+
+def test_the_error_is_that_of_the_nearest_goal():
+    pair = GOALS["one_leg"][0]
+    for k in range(4):
+        np.testing.assert_allclose(error(pair, *place(pair, k)), 0, atol=1e-6)

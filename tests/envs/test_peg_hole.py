@@ -114,6 +114,21 @@ def test_starts_vary_as_much_as_they_should(randomness, joints, obstacle, part, 
         assert 0.9 * yaw < np.abs(turn).max() <= yaw + 1e-3
 
 
+def test_errors_may_be_observed_as_well():
+    """A peg 30 mm to the right of the hole and 20 mm above: sign(x) log(1 + |x| / 0.1 mm)."""
+    env, reset, _ = make(observe_errors=True)
+    assert env.observation_spec["pair_errors"].shape == (6,)
+    state = reset(keys(2))
+    hole = jax.vmap(lambda d: env.unwrapped.part_pose(d, 1))(state.data)
+    address = env.unwrapped._part_qpos[0]
+    qpos = state.data.qpos.at[:, address : address + 3].set(hole.pos + np.array([0, -0.03, 0.02]))
+    qpos = qpos.at[:, address + 3 : address + 7].set(hole.quat)
+    data = jax.vmap(env.unwrapped.physics.forward)(state.data.replace(qpos=qpos))
+    seen = jax.vmap(env.unwrapped._observe)(data)["pair_errors"]
+    expected = [0, np.log1p(300), -np.log1p(200), 0, 0, 0]
+    np.testing.assert_allclose(seen, [expected] * 2, atol=0.02)
+
+
 def test_nothing_moves_while_nothing_is_asked():
     env, reset, step = make()
     first = state = reset(keys(16))

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import rich
 
 import envs
 from experiments import evaluate, refine, train
@@ -31,7 +32,18 @@ TINY = {
     | dict(num_envs=2, horizon=4, epochs=1, minibatches=1, hidden=(8,))
     | {"steps": 32, "evaluate_every": 16},
 }
-REFINE = ["--env", "Coin", "--episodes", "3", "--test-episodes", "12", "--seed", "3"]
+REFINE = [
+    "--env",
+    "Coin",
+    "--clone",
+    "diffusion_bc",
+    "--episodes",
+    "3",
+    "--test-episodes",
+    "12",
+    "--seed",
+    "3",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +130,7 @@ def test_all_three_are_compared_on_the_same_episodes(straight):
 
 def test_the_table_shows_success_steps_and_time_of_each(straight, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(rich, "_console", None)  # reads the width once
     results = json.loads((straight / "result.json").read_text())
     stages = {k: results[k] for k in ("expert", "clone", "refined")}
     del stages["clone"]["estimates"]["length_of_success"]  # as if it never succeeded
@@ -248,7 +261,7 @@ def test_a_folder_of_another_refinement_is_refused(straight, capsys, argv, words
         (["--demos", "nowhere.zarr"], "nowhere.zarr"),
         (["--resume"], "there is no run in run: config.json is missing"),
         (["--demos", "{demos}", "--act", "-0.2"], "config.act is -0.25 there, -0.2 here"),
-        (["--env", "DofbotReacher"], "DofbotReacher has no preset for diffusion_bc"),
+        (["--env", "DofbotReacher"], "DofbotReacher has no preset for bc"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(straight, argv, message, capsys, monkeypatch, tmp_path):
