@@ -53,10 +53,13 @@ class Config(CloningConfig):
                     f"unknown {name} {getattr(self, name)!r}; valid: {', '.join(valid)}"
                 )
         schedule = diffusion.squared_cosine(self.noise_levels)
-        first = diffusion.ddim_steps(schedule, self.sampling_steps)[0]
+        if self.sampling_steps < 1:
+            raise ValueError(f"sampling_steps must be at least 1, got {self.sampling_steps}")
+        in_steps = (self.objective, self.sampler) == ("epsilon", "ddim")
+        first = diffusion.ddim_steps(schedule, self.sampling_steps)[0] if in_steps else 0
         if self.warm_start is None:
             return
-        if (self.objective, self.sampler) != ("epsilon", "ddim"):
+        if not in_steps:
             raise ValueError("warm_start needs the objective 'epsilon' and the sampler 'ddim'")
         if not 0 <= self.warm_start < first:
             raise ValueError(
