@@ -161,7 +161,7 @@ def test_a_new_episode_starts_cold(diffused, warm):
         ({"objective": "score"}, "unknown objective 'score'; valid: epsilon, flow"),
         ({"sampler": "heun"}, "unknown sampler 'heun'; valid: ddim, ddpm"),
         ({"noise_levels": 0}, "steps must be at least 1, got 0"),
-        ({"sampling_steps": 0}, "the number of steps must be in 1 .. 20, got 0"),
+        ({"sampling_steps": 0}, "sampling_steps must be at least 1, got 0"),
         ({"sampling_steps": 21}, "the number of steps must be in 1 .. 20, got 21"),
         ({"warm_start": 16}, "warm_start must be in 0 .. 15, below the first .*, got 16"),
         ({"warm_start": -1}, "warm_start must be in 0 .. 15, below the first .*, got -1"),
