@@ -118,7 +118,8 @@ def test_demonstrations_of_an_assembly_suit_other_ends_and_disturbances():
         peg_hole.Config(terminate_on_success=True, perturbation=0.01, episode_steps=50),
     )
     config = lambda c: describe(SimpleNamespace(unwrapped=SimpleNamespace(config=c))).config
-    assert config(there) == config(here) == {"action": "pos", "randomness": "low", "hole": "free"}
+    expected = {"action": "pos", "randomness": "low", "hole": "free", "observe_errors": False}
+    assert config(there) == config(here) == expected
 
 
 def test_metadata_of_another_version_is_refused():
