@@ -25,9 +25,9 @@ CLONING = dict(
 )
 BUDGET = dict(evaluation_episodes=4, patience=None)
 TINY = {
-    ("Coin", "diffusion_bc"): CLONING
+    ("Coin", "bc"): CLONING
     | BUDGET
-    | {"widths": (8,), "sampling_steps": 1, "steps": 8, "evaluate_every": 4, "episode_steps": 8},
+    | {"hidden": (8,), "steps": 8, "evaluate_every": 4, "episode_steps": 8},
     ("Coin", "residual_ppo"): BUDGET
     | dict(num_envs=2, horizon=4, epochs=1, minibatches=1, hidden=(8,))
     | {"steps": 32, "evaluate_every": 16},
@@ -36,7 +36,7 @@ REFINE = [
     "--env",
     "Coin",
     "--clone",
-    "diffusion_bc",
+    "bc",
     "--episodes",
     "3",
     "--test-episodes",
@@ -116,7 +116,7 @@ def test_all_three_are_compared_on_the_same_episodes(straight):
     env = envs.make("Coin")
     by_hand = measure(env, env.expert(), (), "test", episodes=12)["success"]
     assert result["expert"]["estimates"]["success"] == by_hand._asdict()
-    for stage, algo in (("clone", "diffusion_bc"), ("refined", "residual_ppo")):
+    for stage, algo in (("clone", "bc"), ("refined", "residual_ppo")):
         own = json.loads((straight / stage / "result.json").read_text())
         assert result[stage] == own
         assert (own["algo"], own["seed"], own["split"], own["episodes"]) == (algo, 3, "test", 12)
