@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxrobo import distributions
 from jaxrobo.env import State
@@ -123,10 +124,99 @@ def uniform(action_size: int) -> Policy:
     )
 
 
+class Previous(NamedTuple):
+    """What was planned before, as it stands when the next plan is made.
+
+    Attributes:
+      actions: those that weren't carried out, then the last again and again.
+        `[horizon, action_size]`
+      exists: False at the start of an episode. []
+    """
+
+    actions: jax.Array
+    exists: jax.Array
+
+
+@struct.dataclass
+class PlanCarry:
+    """What a policy that acts in chunks remembers.
+
+    Attributes:
+      plan: `[horizon, action_size]`.
+      index: the next action of it. []
+      planned: whether there is a plan. []
+      history: the observations before the current one. `[obs_horizon - 1, ...]`
+    """
+
+    plan: jax.Array
+    index: jax.Array
+    planned: jax.Array
+    history: Any
+
+
+def receding(
+    predict: Callable[[Params, Any, Previous, jax.Array], jax.Array],
+    horizon: int,
+    action_size: int,
+    period: int,
+    obs_horizon: int = 1,
+    decode: Callable[[Params, jax.Array], jax.Array] = lambda params, action: action,
+) -> Policy:
+    """A policy that plans `horizon` actions, carries out the first `period`, and plans anew.
+
+    Args:
+      predict: `(params, observations [obs_horizon, ...], previous, key) -> [horizon, action_size]`;
+        before an episode's start, its first observation is repeated.
+      horizon: actions a plan.
+      action_size: the length of an action.
+      period: how many of them are carried out.
+      obs_horizon: observations that a plan reads, the current one the last.
+      decode: `(params, action of the plan) -> action`.
+
+    Raises:
+      ValueError: unless 1 <= period <= horizon and 1 <= obs_horizon.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    if not 1 <= period <= horizon:
+        raise ValueError(f"period must be in 1 .. horizon = {horizon}, got {period}")
+    if obs_horizon < 1:
+        raise ValueError(f"obs_horizon must be at least 1, got {obs_horizon}")
+    past = obs_horizon - 1
+    append = lambda old, new: jnp.concatenate([old, new[None]])
+
+    def init(observation: Any, key: jax.Array) -> PlanCarry:
+        del key
+        return PlanCarry(
+            plan=jnp.zeros((horizon, action_size)),
+            index=jnp.zeros((), jnp.int32),
+            planned=jnp.zeros((), bool),
+            history=jax.tree.map(lambda x: jnp.repeat(x[None], past, axis=0), observation),
+        )
+
+    def plan(params: Params, carry: PlanCarry, observation: Any, key: jax.Array) -> PlanCarry:
+        seen = jax.tree.map(append, carry.history, observation)
+        left = jnp.minimum(carry.index + jnp.arange(horizon), horizon - 1)
+        actions = predict(params, seen, Previous(carry.plan[left], carry.planned), key)
+        return carry.replace(
+            plan=actions, index=jnp.zeros_like(carry.index), planned=jnp.ones_like(carry.planned)
+        )
+
+    def act(params: Params, carry: PlanCarry, observation: Any, key: jax.Array) -> tuple:
+        del key
+        action = decode(params, carry.plan[carry.index])
+        history = carry.history
+        if past:
+            history = jax.tree.map(lambda old, new: append(old, new)[1:], history, observation)
+        return action, carry.replace(index=carry.index + 1, history=history), {}
+
+    return Policy(act, init, plan, period=period)
+
+
 def chunked(
     predict: Callable[[Params, Any, jax.Array], jax.Array], horizon: int, action_size: int
 ) -> Policy:
-    """A policy that plans `horizon` actions at once and applies them one by one.
+    """A policy that plans `horizon` actions at once and applies them one by one; see `receding`.
 
     Args:
       predict: `(params, observation, key) -> actions [horizon, action_size]`.
@@ -136,21 +226,12 @@ def chunked(
     Raises:
       ValueError: if `horizon` isn't positive.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
 
-    def init(observation: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        del observation, key
-        return jnp.zeros((horizon, action_size)), jnp.zeros((), jnp.int32)
+    def latest(params: Params, seen: Any, previous: Previous, key: jax.Array) -> jax.Array:
+        del previous
+        return predict(params, jax.tree.map(lambda x: x[-1], seen), key)
 
-    def plan(params: Params, carry: Carry, observation: Any, key: jax.Array) -> Carry:
-        return predict(params, observation, key), jnp.zeros_like(carry[1])
-
-    def act(params: Params, carry: Carry, observation: Any, key: jax.Array) -> tuple:
-        chunk, index = carry
-        return chunk[index], (chunk, index + 1), {}
-
-    return Policy(act, init, plan, period=horizon)
+    return receding(latest, horizon, action_size, horizon)
 
 
 def residual(base: Policy, correction: Policy) -> Policy:

@@ -61,7 +61,7 @@ def test_a_residual_policy_keeps_its_bases_carry_and_plan():
     seen = jnp.ones(1), jnp.zeros(1)  # what the base observes, and what the environment shows
     carry = policy.plan(params, policy.init(seen, KEY), seen, KEY)
     action, carry, aux = policy.act(params, carry, seen, KEY)
-    assert (policy.period, int(carry[1])) == (2, 1)
+    assert (policy.period, int(carry.index)) == (2, 1)
     np.testing.assert_array_equal(aux["base_action"], [2.0])
     np.testing.assert_array_equal(aux["mean"], [6.0])
     np.testing.assert_allclose(action, 2 + 0.5 * aux["residual_action"])

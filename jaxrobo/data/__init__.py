@@ -16,6 +16,7 @@ from jaxrobo.data.normaliser import (
     Normaliser,
     denormalise,
     fit,
+    network_input,
     normalise,
     normalise_observation,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "hdf5",
     "make_windows",
     "named",
+    "network_input",
     "normalise",
     "normalise_observation",
     "pickles",

@@ -12,7 +12,8 @@ import numpy as np
 from flax import struct
 
 from jaxrobo.data.trajectories import DataError, Trajectories, named
-from jaxrobo.env import Observation
+from jaxrobo.env import Observation, Spec
+from jaxrobo.networks import flatten_observation
 
 ACTION = "action"
 """What the actions are called among the observations."""
@@ -99,6 +100,13 @@ def normalise_observation(normaliser: Normaliser, observation: Observation) -> O
         for k, v in named(observation).items()
     }
     return entries if isinstance(observation, Mapping) else next(iter(entries.values()))
+
+
+def network_input(
+    normaliser: Normaliser, spec: Spec | dict[str, Spec], observation: Observation
+) -> jax.Array:
+    """A normalised observation as one vector `[n]`, its entries in the order of their names."""
+    return flatten_observation(spec, normalise_observation(normaliser, observation))
 
 
 def to_dict(normaliser: Normaliser, episodes: int) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from jaxrobo.data import (
     fit,
     make_windows,
     named,
+    network_input,
     normalise,
-    normalise_observation,
 )
 from jaxrobo.env import Env, Observation
 from jaxrobo.learning.trainer import Metrics, Trainer, jit_step
-from jaxrobo.networks import MLP, activation, flatten_observation, observation_size
-from jaxrobo.policy import Params, Policy
+from jaxrobo.networks import MLP, activation, observation_size
+from jaxrobo.policy import Params, Policy, Previous, receding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,20 +134,7 @@ class Model(NamedTuple):
 
     init: Callable[[jax.Array], Params]
     loss: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
-    predict: Callable[[Params, jax.Array, "Previous", jax.Array], jax.Array]
-
-
-class Previous(NamedTuple):
-    """What was planned before, as it stands now.
-
-    Attributes:
-      actions: those that weren't carried out, then the last again and again.
-        `[horizon, action_size]`
-      exists: False at the start of an episode. []
-    """
-
-    actions: jax.Array
-    exists: jax.Array
+    predict: Callable[[Params, jax.Array, Previous, jax.Array], jax.Array]
 
 
 def make(env: Env, demonstrations: Trajectories, config: Config | None = None) -> Trainer:
@@ -258,9 +245,7 @@ def _dataset(env: Env, demonstrations: Trajectories, config: CloningConfig) -> D
     shown = {k: demonstrations.obs[k] for k in named(env.observation_spec)}
     demonstrations = demonstrations.replace(obs=shown)
     normaliser = fit(demonstrations)
-    flat = lambda obs: flatten_observation(
-        env.observation_spec, normalise_observation(normaliser, obs)
-    )
+    flat = lambda obs: network_input(normaliser, env.observation_spec, obs)
     windows = make_windows(
         demonstrations.episode_ends, config.horizon, config.action_horizon, config.obs_horizon
     )
@@ -273,56 +258,21 @@ def _dataset(env: Env, demonstrations: Trajectories, config: CloningConfig) -> D
     )
 
 
-@struct.dataclass
-class _Carry:
-    """What a policy that acts in chunks remembers.
-
-    Attributes:
-      plan: normalised actions. `[horizon, action_size]`
-      index: the next of them. []
-      planned: whether there is a plan. []
-      history: the observations before the current one. `[obs_horizon - 1, ...]`
-    """
-
-    plan: jax.Array
-    index: jax.Array
-    planned: jax.Array
-    history: Observation
-
-
 def _make_policy(env: Env, config: CloningConfig, model: Model) -> Policy:
-    past = config.obs_horizon - 1
-    shape = config.horizon, env.action_size
+    def predict(params: Params, seen: Observation, previous: Previous, key: jax.Array) -> jax.Array:
+        read = lambda obs: network_input(params["normaliser"], env.observation_spec, obs)
+        condition = jax.vmap(read)(seen).reshape(-1)
+        return model.predict(params["network"], condition, previous, key)
 
-    def read(params: Params, obs: Any) -> jax.Array:
-        obs = normalise_observation(params["normaliser"], obs)
-        return flatten_observation(env.observation_spec, obs)
+    def decode(params: Params, action: jax.Array) -> jax.Array:
+        action = jnp.clip(action, -1.0, 1.0)  # as all demonstrated actions are
+        return denormalise(params["normaliser"], "action", action)
 
-    def init(obs: Observation, key: jax.Array) -> _Carry:
-        del key
-        return _Carry(
-            plan=jnp.zeros(shape),
-            index=jnp.zeros((), jnp.int32),
-            planned=jnp.zeros((), bool),
-            history=jax.tree.map(lambda x: jnp.repeat(x[None], past, axis=0), obs),
-        )
-
-    def plan(params: Params, carry: _Carry, obs: Observation, key: jax.Array) -> _Carry:
-        seen = jax.tree.map(lambda old, new: jnp.append(old, new[None], axis=0), carry.history, obs)
-        condition = jax.vmap(lambda o: read(params, o))(seen).reshape(-1)
-        left = jnp.minimum(carry.index + jnp.arange(config.horizon), config.horizon - 1)
-        previous = Previous(carry.plan[left], carry.planned)
-        actions = model.predict(params["network"], condition, previous, key)
-        return carry.replace(
-            plan=actions, index=jnp.zeros_like(carry.index), planned=jnp.ones_like(carry.planned)
-        )
-
-    def act(params: Params, carry: _Carry, obs: Observation, key: jax.Array) -> tuple:
-        del key
-        planned = jnp.clip(carry.plan[carry.index], -1.0, 1.0)  # as all demonstrated actions are
-        action = denormalise(params["normaliser"], "action", planned)
-        push = lambda old, new: jnp.append(old, new[None], axis=0)[1:]
-        history = jax.tree.map(push, carry.history, obs) if past else carry.history
-        return action, carry.replace(index=carry.index + 1, history=history), {}
-
-    return Policy(act, init, plan, period=config.action_horizon)
+    return receding(
+        predict,
+        config.horizon,
+        env.action_size,
+        config.action_horizon,
+        config.obs_horizon,
+        decode,
+    )

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxrobo import diffusion
 from jaxrobo.data import Trajectories
 from jaxrobo.env import Env
-from jaxrobo.learning.bc import CloningConfig, Model, Previous, clone
+from jaxrobo.learning.bc import CloningConfig, Model, clone
 from jaxrobo.learning.trainer import Trainer
 from jaxrobo.networks import ConditionalUNet1D, observation_size
-from jaxrobo.policy import Params
+from jaxrobo.policy import Params, Previous
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

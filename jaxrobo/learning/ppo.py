@@ -22,7 +22,7 @@ from jaxrobo.learning.normaliser import (
     normalise,
     update_stats,
 )
-from jaxrobo.learning.trainer import Metrics, Trainer, jit_step
+from jaxrobo.learning.trainer import Metrics, Trainer, jit_step, learned_alone
 from jaxrobo.networks import ActorCritic, activation, flatten_observation, observation_size
 from jaxrobo.policy import Params, Policy, gaussian
 from jaxrobo.rollout import RolloutState, Transition, rollout, start
@@ -170,7 +170,7 @@ class Agent(NamedTuple):
     size: int
     act: Callable[[bool], Policy]
     read: Callable[[Transition, Any], tuple[jax.Array, jax.Array, jax.Array]]
-    complete: Callable[[Params, Any], Params]
+    complete: Callable[[Params, Any], Params] = learned_alone
 
 
 def make(env: Env, config: Config | None = None) -> Trainer:
@@ -197,7 +197,6 @@ def make(env: Env, config: Config | None = None) -> Trainer:
         size=observation_size(env.observation_spec),
         act=lambda deterministic: gaussian(apply, deterministic),
         read=read,
-        complete=lambda learned, inputs: learned,
     )
     return train(env, config, agent)
 

@@ -6,17 +6,17 @@ base's action at every step, and what it adds is small, and zero at first.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobo.data import Normaliser, named, normalise, normalise_observation
-from jaxrobo.env import Env, Observation
+from jaxrobo.data import Normaliser, named, network_input, normalise
+from jaxrobo.env import Env
 from jaxrobo.learning import ppo
 from jaxrobo.learning.trainer import Trainer
-from jaxrobo.networks import flatten_observation, observation_size
+from jaxrobo.networks import observation_size
 from jaxrobo.policy import Params, Policy, gaussian, residual
 from jaxrobo.rollout import Transition
 
@@ -37,7 +37,7 @@ class Config(ppo.Config):
     discount: float = 0.99
     learning_rate: float = 3e-4
     critic_learning_rate: float | None = 1e-3
-    schedule: str = "constant"
+    schedule: Literal["adaptive", "cosine", "constant"] = "constant"
     kl_stop: float = 0.1
     value_coef: float = 0.5
     clip_values: bool = False
@@ -74,6 +74,13 @@ class Base(NamedTuple):
     normaliser: Normaliser
 
 
+class Frozen(NamedTuple):
+    """What `Trainer.inputs` holds of a `Base`."""
+
+    params: Params
+    normaliser: Normaliser
+
+
 def make(env: Env, base: Base, config: Config | None = None) -> Trainer:
     """Makes residual PPO.
 
@@ -96,23 +103,20 @@ def make(env: Env, base: Base, config: Config | None = None) -> Trainer:
     size = observation_size(env.observation_spec)
     network = ppo.actor_critic(env, config, mean_scale=0.0, value_inputs=size)
 
-    def observe(normaliser: Normaliser, obs: Observation) -> jax.Array:
-        obs = normalise_observation(normaliser, obs)
-        return flatten_observation(env.observation_spec, obs)
-
     def apply(params: Params, seen: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-        x = observe(params["normaliser"], seen["obs"])
+        x = network_input(params["normaliser"], env.observation_spec, seen["obs"])
         base_action = normalise(params["normaliser"], "action", seen["base_action"])
         return ppo.distribution(network, config, params, jnp.append(x, base_action))
 
-    def read(batch: Transition, inputs: Base) -> tuple[jax.Array, jax.Array, jax.Array]:
-        flat = jax.vmap(jax.vmap(lambda obs: observe(inputs.normaliser, obs)))
+    def read(batch: Transition, inputs: Frozen) -> tuple[jax.Array, jax.Array, jax.Array]:
+        one = lambda obs: network_input(inputs.normaliser, env.observation_spec, obs)
+        flat = jax.vmap(jax.vmap(one))
         base_action = normalise(inputs.normaliser, "action", batch.aux["base_action"])
         beside = lambda x: jnp.concatenate([x, base_action], axis=-1)
         # After the step only the value is asked for, which doesn't read the base's action.
         return beside(flat(batch.obs)), beside(flat(batch.next_obs)), batch.aux["residual_action"]
 
-    def complete(learned: Params, inputs: Base) -> Params:
+    def complete(learned: Params, inputs: Frozen) -> Params:
         return {
             "base": inputs.params,
             "residual": {**learned, "normaliser": inputs.normaliser},
@@ -123,7 +127,7 @@ def make(env: Env, base: Base, config: Config | None = None) -> Trainer:
         return residual(base.policy, gaussian(apply, deterministic))
 
     agent = ppo.Agent(network, size + env.action_size, act, read, complete)
-    return ppo.train(env, config, agent, base._replace(policy=None))
+    return ppo.train(env, config, agent, Frozen(base.params, base.normaliser))
 
 
 def _check(env: Env, base: Base) -> None:

@@ -13,7 +13,8 @@ Batch = Any
 Metrics = dict[str, jax.Array]
 
 
-def _alone(learned: Params, inputs: Any) -> Params:
+def learned_alone(learned: Params, inputs: Any) -> Params:
+    """`Trainer.complete` of a policy that acts with nothing but what is learned."""
     del inputs
     return learned
 
@@ -50,7 +51,7 @@ class Trainer(NamedTuple):
     env: Env
     config: Any
     steps_per_iteration: int
-    complete: Callable[[Params, Any], Params] = _alone
+    complete: Callable[[Params, Any], Params] = learned_alone
 
     def policy(self, state: TrainState, deterministic: bool = True) -> tuple[Policy, Params]:
         """What has been learned, ready to act; see `learned` for how long the params last."""
