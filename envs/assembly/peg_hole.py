@@ -115,14 +115,7 @@ class PegHole(AssemblyEnv):
 
         Args:
           noise: how much its ways vary from episode to episode; 0 for none.
-
-        Raises:
-          ValueError: with an action mode other than "pos".
         """
-        if self.config.action != "pos":
-            raise ValueError(
-                f'the expert commands poses; action must be "pos", got {self.config.action!r}'
-            )
         return peg_hole_expert.make(self, noise)
 
 

@@ -1,8 +1,10 @@
-"""The scripted expert of PegHole: grasp, lift, carry, insert; and again where that fails.
+"""The scripted expert of PegHole: a law of feedback that grasps, lifts, carries and inserts.
 
 It reads the poses of hand, peg and hole, and commands poses of the hand a few centimetres ahead, so
 that the arm's lag keeps it slow. It doesn't know the future or the physics: it looks where the peg
-is in the hand, and corrects.
+is in the hand, and corrects. What it does follows from what it sees, not from a stage that it
+remembers: so it does the right thing after any disturbance, and what it does can be learned by a
+policy that sees the same.
 """
 
 from typing import TYPE_CHECKING
@@ -30,16 +32,21 @@ from jaxrobo.policy import Policy, scripted
 if TYPE_CHECKING:
     from envs.assembly.peg_hole import PegHole
 
-OVER_PEG, REACH, CLOSE, LIFT, OVER_HOLE, INSERT, DONE = range(7)
-"""The stages."""
-
 _DOWN = np.array([0.0, 1.0, 0.0, 0.0])
 """The hand points down, its fingers along y."""
 
-_PATIENCE = np.array([60, 25, 6, 15, 60, 60, 1000])
-"""Steps after which a stage is given up."""
+_REACH, _TURN = 0.06, 0.6
+"""How far ahead a pose is commanded at most, m and rad."""
 
-_HEIGHT = parts.HOLE_SIZE[2]
+_AT_PEG, _FACING, _LEVEL = 0.003, 0.06, 0.004
+"""How far the hand may be from where it takes the peg to close: aside, m, turned, rad, and above,
+m."""
+
+_MISSED, _CLOSED, _OPEN = 0.006, 0.012, 0.06
+"""Opening of a hand, m: below, it has closed on nothing; below, it holds the peg, which is 10 mm
+wide there; below, it is closing."""
+
+_PEG_HEIGHT, _HEIGHT = parts.PEG_SIZE[2], parts.HOLE_SIZE[2]
 
 _PRESS = 0.003
 """How far below where it is the peg is commanded, m: presses with 12 N, below what slips."""
@@ -52,30 +59,27 @@ _CLEAR, _RISE, _MAX_CLEAR = 0.0005, 0.001, 0.004
 """How far above the plate a peg is kept that isn't aligned, m: at least, for each `_FIT` that it is
 aside beyond the first, and at most."""
 
+_NEAR, _NEARLY_FACING = 0.007, 0.08
+"""Farther aside, m, or more turned, rad, the peg is kept higher still."""
+
 
 @struct.dataclass
 class Carry:
-    """What the expert remembers.
+    """What the expert remembers: how it does things in this episode.
 
     Attributes:
-      stage: where it is, one of the stages above. []
-      count: steps in this stage. []
       turn: 0 or pi: which of the two ways round the hand takes the peg. []
       grasp: height on the peg at which it is taken, m. []
-      hover: height of the hand above the table on the way to the peg, m. []
-      carry: height of the peg's bottom on the way to the hole, m. []
+      hover: height of the hand above that on the way to the peg, m. []
+      lift: height of the peg's bottom above the plate on the way to the hole, m. []
       pace: how far ahead it commands, as a share. []
-      aside: by how much the first approach of each misses, m. [2]
     """
 
-    stage: jax.Array
-    count: jax.Array
     turn: jax.Array
     grasp: jax.Array
     hover: jax.Array
-    carry: jax.Array
+    lift: jax.Array
     pace: jax.Array
-    aside: jax.Array
 
 
 def make(env: "PegHole", noise: float) -> Policy:
@@ -83,28 +87,36 @@ def make(env: "PegHole", noise: float) -> Policy:
     middle = _yaw_of_hand(forward(env.chain, jnp.asarray(panda.HOME)).quat)
 
     def init(state: State, key: jax.Array) -> Carry:
-        draw = noise * jax.random.uniform(key, (6,), minval=-1.0, maxval=1.0)
-        zero = jnp.zeros((), jnp.int32)
+        draw = noise * jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
         return Carry(
-            stage=zero,
-            count=zero,
             turn=_better_turn(env, state, middle),
             grasp=0.035 + 0.003 * draw[0],
-            hover=0.12 + 0.02 * draw[1],
-            carry=0.04 + 0.01 * draw[2],
+            hover=0.085 + 0.02 * draw[1],
+            lift=0.03 + 0.01 * draw[2],
             pace=1.0 + 0.25 * draw[3],
-            aside=0.003 * draw[4:],
         )
 
     def act(carry: Carry, state: State, key: jax.Array) -> tuple[jax.Array, Carry]:
         hand, peg, hole = _poses(env, state)
-        carry = _advance(env, carry, state, middle)
-        goal = _goal(carry, hand, peg, hole)
-        target = _ahead(carry, hand, goal, middle)
-        grip = jnp.where((carry.stage >= CLOSE) & (carry.stage < DONE), 1.0, -1.0)
-        return jnp.append(pose_action(target), grip), carry
+        above = quat_rotate(quat_conjugate(peg.quat), hand.pos - peg.pos)
+        around = (jnp.linalg.norm(above[:2]) < 2 * _AT_PEG) & (jnp.abs(above[2]) < _PEG_HEIGHT)
+        opening = env.opening(state.data)
+        closing = around & (opening > _MISSED) & (opening < _OPEN)
+        reach, may_close = _to_peg(carry, hand, peg)
+        goal = _where(closing & (opening < _CLOSED), _to_hole(carry, hand, peg, hole), reach)
+        done = state.info["success"]
+        target = _where(done, hand, _ahead(carry, hand, goal, middle))
+        grip = jnp.where((closing | may_close) & ~done, 1.0, -1.0)
+        given = target if env.config.action == "pos" else _change(hand, target)
+        return jnp.append(pose_action(given), grip), carry
 
     return scripted(act, init)
+
+
+def _change(current: Pose, target: Pose) -> Pose:
+    """A target as the change that `control.pose_target` wants in mode "delta"."""
+    turn = quat_multiply(quat_conjugate(current.quat), target.quat)
+    return Pose(target.pos - current.pos, turn)
 
 
 def _poses(env: "PegHole", state: State) -> tuple[Pose, Pose, Pose]:
@@ -124,99 +136,73 @@ def _better_turn(env: "PegHole", state: State, middle: jax.Array) -> jax.Array:
     return jnp.where(strain(0.0) <= strain(jnp.pi), 0.0, jnp.pi)
 
 
-def _advance(env: "PegHole", carry: Carry, state: State, middle: jax.Array) -> Carry:
-    """Goes on when a stage's aim is reached, and back when the peg is lost or nothing helps."""
-    hand, peg, hole = _poses(env, state)
-    over_peg = jnp.linalg.norm(hand.pos[:2] - peg.pos[:2])
-    turned = jnp.abs(_wrap(_yaw(peg.quat) + carry.turn - _yaw_of_hand(hand.quat)))
-    gap = quat_rotate(quat_conjugate(hole.quat), peg.pos - hole.pos)
-    aside = jnp.linalg.norm(gap[:2])
-    twist = jnp.linalg.norm(_rotation_to(peg.quat, hole.quat))
-    stage, late = carry.stage, carry.count >= jnp.asarray(_PATIENCE)[carry.stage]
-    reached = jnp.stack(
-        [
-            (over_peg < 0.006) & (turned < 0.06) & (hand.pos[2] < carry.hover + 0.02),
-            (over_peg < 0.003) & (hand.pos[2] < peg.pos[2] + carry.grasp + 0.002),
-            carry.count >= 4,
-            peg.pos[2] > 0.6 * carry.carry,
-            (aside < 0.007) & (twist < 0.08),
-            jnp.zeros((), bool),
-            jnp.zeros((), bool),
-        ]
-    )[stage]
-    held = (env.opening(state.data) > 0.006) & (jnp.linalg.norm(hand.pos - peg.pos) < 0.08)
-    lost = (stage >= LIFT) & (stage < DONE) & ~held
-    go_on = reached | (late & (stage < INSERT))
-    new = jnp.where(go_on, stage + 1, stage)
-    new = jnp.where(late & (stage == INSERT), OVER_HOLE, new)
-    new = jnp.where(lost | (late & (stage == LIFT)), OVER_PEG, new)
-    new = jnp.where(state.info["success"], DONE, new)
-    moved = new != stage
-    restart = moved & (new == OVER_PEG)
-    return carry.replace(
-        stage=new,
-        count=jnp.where(moved, 0, carry.count + 1),
-        turn=jnp.where(restart, _better_turn(env, state, middle), carry.turn),
-        aside=jnp.where(restart, 0.0, carry.aside),
-    )
-
-
-def _goal(carry: Carry, hand: Pose, peg: Pose, hole: Pose) -> Pose:
-    """Where the hand is to be in the end, in this stage."""
-    aside = jnp.append(carry.aside, 0.0)
+def _to_peg(carry: Carry, hand: Pose, peg: Pose) -> tuple[Pose, jax.Array]:
+    """Where the hand takes the peg, or above that while it is aside; and whether it may close."""
     upright = _hand_over(_yaw(peg.quat) + carry.turn)
-    over_peg = Pose(peg.pos.at[2].set(carry.hover) + aside, upright)
-    at_peg = Pose(peg.pos + jnp.array([0.0, 0.0, 1.0]) * carry.grasp, upright)
-    lift = Pose(hand.pos.at[2].set(carry.grasp + carry.carry), hand.quat)
-
-    def bring(height: jax.Array, offset: jax.Array, yaw: jax.Array | float = 0.0) -> Pose:
-        """The hand's pose at which the peg, as it is held now, is upright at the hole."""
-        place = hole.pos + quat_rotate(hole.quat, offset) + jnp.array([0.0, 0.0, 1.0]) * height
-        wanted = quat_multiply(_upright(_yaw(hole.quat)), _upright(yaw))
-        change = quat_multiply(wanted, quat_conjugate(peg.quat))
-        return Pose(
-            place + quat_rotate(change, hand.pos - peg.pos), quat_multiply(change, hand.quat)
-        )
-
-    goals = [
-        over_peg,
-        at_peg,
-        at_peg,
-        lift,
-        bring(carry.carry, aside),
-        bring(_insertion_height(peg, hole), jnp.zeros(3)),
-        hand,
-    ]
-    return jax.tree.map(lambda *x: jnp.stack(x)[carry.stage], *goals)
+    aside = jnp.linalg.norm(hand.pos[:2] - peg.pos[:2]) / _AT_PEG
+    turned = jnp.linalg.norm(_rotation_to(hand.quat, upright)) / _FACING
+    off = jnp.maximum(aside, turned)
+    above = jnp.clip(0.02 * (off - 2.0), 0.0, carry.hover)
+    level = peg.pos + jnp.array([0.0, 0.0, 1.0]) * (carry.grasp + above)
+    may_close = (off < 1.0) & (hand.pos[2] < level[2] + _LEVEL)
+    return _up_first(hand, Pose(level, upright)), may_close
 
 
-def _insertion_height(peg: Pose, hole: Pose) -> jax.Array:
+def _to_hole(carry: Carry, hand: Pose, peg: Pose, hole: Pose) -> Pose:
+    """The hand's pose at which the peg, as it is held now, is where it should be at the hole."""
+    up = jnp.array([0.0, 0.0, 1.0])
+    gap, twist = _misfit(peg, hole)
+    height = _height(carry, gap, twist)
+    change = quat_multiply(_upright(_yaw(hole.quat)), quat_conjugate(peg.quat))
+    pos = hole.pos + up * height + quat_rotate(change, hand.pos - peg.pos)
+    return _up_first(hand, Pose(pos, quat_multiply(change, hand.quat)))
+
+
+def _up_first(hand: Pose, goal: Pose) -> Pose:
+    """The goal; right above where it is for a hand that is centimetres too low."""
+    share = jnp.clip(2.0 - (goal.pos[2] - hand.pos[2]) / 0.01, 0.0, 1.0)
+    pos = hand.pos + (goal.pos - hand.pos) * jnp.stack([share, share, jnp.ones(())])
+    rotation = share * _rotation_to(hand.quat, goal.quat)
+    return Pose(pos, quat_multiply(rotvec_to_quat(rotation), hand.quat))
+
+
+def _misfit(peg: Pose, hole: Pose) -> tuple[jax.Array, jax.Array]:
+    """Where the peg is in the hole's frame, m [3], and how much it is turned there, rad []."""
+    gap = quat_rotate(quat_conjugate(hole.quat), peg.pos - hole.pos)
+    return gap, jnp.linalg.norm(_rotation_to(peg.quat, hole.quat))
+
+
+def _height(carry: Carry, gap: jax.Array, twist: jax.Array) -> jax.Array:
     """Where the peg's bottom is to be above the hole's, m: the lower the better they are aligned.
 
     So a peg that is aside is never pressed on the plate, which would take the plate along; and one
     that was is lifted, until it's over the slot.
     """
-    gap = quat_rotate(quat_conjugate(hole.quat), peg.pos - hole.pos)
-    twist = jnp.linalg.norm(_rotation_to(peg.quat, hole.quat))
-    misfit = jnp.maximum(jnp.linalg.norm(gap[:2]) / _FIT, twist / _TWIST)
-    above = _HEIGHT + jnp.clip(_CLEAR + _RISE * (misfit - 1.0), 0.0, _MAX_CLEAR)
-    inside = gap[2] < _HEIGHT - 0.001
+    aside = jnp.linalg.norm(gap[:2])
+    misfit = jnp.maximum(aside / _FIT, twist / _TWIST)
+    far = jnp.maximum(aside / _NEAR, twist / _NEARLY_FACING)
+    above = jnp.clip(_CLEAR + _RISE * (misfit - 1.0), 0.0, _MAX_CLEAR)
+    above = _HEIGHT + above + jnp.clip(0.01 * (far - 1.0), 0.0, carry.lift)
+    inside = (gap[2] < _HEIGHT - 0.001) & (aside < 0.001)
     return jnp.where(inside | (misfit < 1.0), gap[2] - _PRESS, above)
+
+
+def _where(condition: jax.Array, a: Pose, b: Pose) -> Pose:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _ahead(carry: Carry, hand: Pose, goal: Pose, middle: jax.Array) -> Pose:
     """A pose on the way to the goal, at most a few centimetres and half a radian ahead."""
-    slow = jnp.array([0.07, 0.05, 0.03, 0.05, 0.06, 0.03, 0.02])[carry.stage]
     step = goal.pos - hand.pos
     length = jnp.linalg.norm(step)
-    pos = hand.pos + step * jnp.minimum(1.0, slow * carry.pace / jnp.maximum(length, 1e-6))
+    pos = hand.pos + step * jnp.minimum(1.0, _REACH * carry.pace / jnp.maximum(length, 1e-6))
     rotation = _rotation_to(hand.quat, goal.quat)
     # The long way round if the short one leads past the wrist's limit.
     now = _wrap(_yaw_of_hand(hand.quat) - middle)
     beyond = jnp.abs(now + rotation[2]) > 2.6
     rotation = jnp.where(beyond, rotation.at[2].add(-2 * jnp.pi * jnp.sign(rotation[2])), rotation)
     angle = jnp.linalg.norm(rotation)
-    share = jnp.minimum(1.0, 0.6 * carry.pace / jnp.maximum(angle, 1e-6))
+    share = jnp.minimum(1.0, _TURN * carry.pace / jnp.maximum(angle, 1e-6))
     return Pose(pos, quat_multiply(rotvec_to_quat(rotation * share), hand.quat))
 
 

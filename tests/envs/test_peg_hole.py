@@ -10,6 +10,7 @@ import pytest
 import envs
 from envs.assembly.base import TAG_POS, in_tag_frame
 from envs.robots import panda
+from jaxrobo import control
 from jaxrobo.control import pose_action
 from jaxrobo.evaluation import episode_runner, run_episodes
 from jaxrobo.physics.kinematics import Pose, forward
@@ -229,9 +230,18 @@ def test_bad_options_are_refused(options, message):
         envs.make("PegHole", **options)
 
 
-def test_the_expert_refuses_actions_that_it_cannot_give():
-    with pytest.raises(ValueError, match="action must be \"pos\", got 'delta'"):
-        envs.make("PegHole", action="delta").unwrapped.expert()
+def test_the_expert_means_the_same_in_both_action_modes():
+    def first_target(mode):
+        env, reset, _ = make(action=mode)
+        state, expert, hand = reset(keys(8)), env.expert(), env.unwrapped.hand_pose
+        carry = jax.vmap(expert.init)(state, keys(8))
+        action, _, _ = jax.vmap(lambda c, s: expert.act((), c, s, jax.random.key(0)))(carry, state)
+        target = jax.vmap(lambda a, d: control.pose_target(mode, a[:9], hand(d)))
+        pose = target(action, state.data)
+        return pose.pos, jax.vmap(quat_to_matrix)(pose.quat), action[:, 9]
+
+    for pos, delta in zip(first_target("pos"), first_target("delta"), strict=True):
+        np.testing.assert_allclose(pos, delta, atol=1e-5)
 
 
 def test_on_mjx_it_has_room_for_60_contacts_and_lowers_for_cuda_without_callbacks():
