@@ -1,5 +1,6 @@
 """Command lines: flags from dataclasses, and errors of one line."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -58,6 +59,15 @@ def parse(
         if stop.code:
             fail(_unbox(box.getvalue()))
         raise
+
+
+def peek(argv: Sequence[str], *flags: str) -> list[str | None]:
+    """What some flags say, those on which it depends which others there are; None if absent."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in flags:
+        parser.add_argument(flag, dest=flag, nargs="?")
+    known = vars(parser.parse_known_args(argv)[0])
+    return [known[flag] for flag in flags]
 
 
 def merge(**groups: type) -> type:

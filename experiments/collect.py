@@ -6,7 +6,6 @@ Every field of the task's `Config` is a flag; `--env NAME --help` lists them. Th
 on where an earlier one ended or was killed, and with a larger `--episodes` adds to it.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -118,9 +117,7 @@ def collect(env: Env, expert: Policy, options: Collection) -> None:
 def parse(argv: Sequence[str]) -> tuple[Collection, Any]:
     """Options of the collection, and the task's `Config`. Exits with 2 on a wrong flag."""
     known = f"tasks: {', '.join(envs.names())}"
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--env", nargs="?")
-    name = first.parse_known_args(argv)[0].env
+    (name,) = cli.peek(argv, "--env")
     if name is None:
         if {"-h", "--help"} & set(argv):
             cli.parse(Collection, ["--help"], _COMMAND, f"{__doc__}\n{known}")

@@ -176,10 +176,23 @@ def load(
 def show(title: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> None:
     """Prints estimates, the task's metric on top: a column for each seed."""
     table = Table("", *estimates, title=title)
-    cell = lambda e: "-" if e is None else f"{e.mean:.4g} [{e.low:.4g}, {e.high:.4g}]"
     for name in dict.fromkeys(name for e in estimates.values() for name in e):
-        table.add_row(name, *(escape(cell(e.get(name))) for e in estimates.values()))
+        table.add_row(name, *(cell(e.get(name)) for e in estimates.values()))
     rich.print(table)
+
+
+def cell(estimate: Estimate | None) -> str:
+    """An estimate and its interval, in a table of rich's; a dash for none."""
+    if estimate is None:
+        return "-"
+    return escape(f"{estimate.mean:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]")
+
+
+def draw_learning_curve(logs: Mapping[str, Path], run_dir: Path, metric: str) -> None:
+    """Draws `learning_curve.png` from the logs of some seeds, by what to call each."""
+    from jaxrobo.plotting import plot_learning_curve  # matplotlib is slow to import
+
+    plot_learning_curve(logs, run_dir / "learning_curve.png", metric)
 
 
 def _blank(env: Env) -> data.Trajectories:

@@ -6,8 +6,11 @@ the task's `Config` or of the algorithm's.
 
 from typing import Any
 
-_PEG_HOLE = {"terminate_on_success": True, "observe_errors": True}
-"""What the task is for all algorithms that train on a CPU."""
+_PEG_HOLE = {"terminate_on_success": True, "observe_errors": True, "action": "delta"}
+"""What the task is for all algorithms that train on a CPU. A network that gives poses as changes
+needs tenths of a millimetre of some centimetres, not of the table's width."""
+
+_PEG_HOLE_PAPER = {"observe_errors": False, "action": "pos"}
 
 PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     ("DofbotReacher", "ppo"): {
@@ -47,15 +50,15 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "horizon": 64,
         "epochs": 8,
         "learning_rate": 5e-4,
-        "init_log_std": -2.0,  # 1 mm and 1 degree: more hits the plate beside the slot
+        "init_log_std": -2.0,  # a step's target moves by less than a millimetre
     },
     # As robust-rearrangement trains (config/base_residual_rl.yaml and the peg's runs of BC); its
     # weight decay of 1e-6 and the actor's warm-up of 5 iterations are left out.
-    ("PegHole", "diffusion_bc", "paper"): {
+    ("PegHole", "diffusion_bc", "paper"): _PEG_HOLE_PAPER
+    | {
         "steps": 5_000_000,
         "evaluate_every": 10_000,
         "patience": None,
-        "observe_errors": False,
         "gradient_steps": 1_000,
         "decay_steps": 5_000_000,
         "warmup_steps": 10_000,
@@ -64,11 +67,11 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "horizon": 16,
         "action_horizon": 4,
     },
-    ("PegHole", "residual_ppo", "paper"): {
+    ("PegHole", "residual_ppo", "paper"): _PEG_HOLE_PAPER
+    | {
         "steps": 1_000_000_000,
         "evaluate_every": 1_024_000,
         "patience": None,
-        "observe_errors": False,
         "num_envs": 1024,
         "horizon": 200,
         "whole_episodes": True,
@@ -81,19 +84,27 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "schedule": "cosine",
         "cosine_iterations": 4_882,  # all of them
         "kl_stop": 0.1,
+        "init_log_std": -1.0,
     },
 }
 """By task and algorithm; or by task, algorithm and profile (of the task, or "paper"), which adds to
 the former."""
 
-DEMONSTRATIONS: dict[str, dict[str, Any]] = {
-    # Parts that are kicked now and then: what to do about a peg that isn't where it should be.
-    "PegHole": {"episodes": 1000, "perturbation": 0.1},
+REFINEMENTS: dict[tuple[str, str], dict[str, Any]] = {
+    # Parts are kicked now and then: what to do about a peg that isn't where it should be.
+    ("PegHole", "cpu"): {"episodes": 1000, "clone": "bc", "perturbation": 0.1},
+    ("PegHole", "paper"): {"episodes": 50, "clone": "diffusion_bc"},
 }
-"""How many demonstrations `experiments.refine` collects of a task, and what differs in it then."""
+"""By task and preset: options of `experiments.refine`, and what is different in the task while
+demonstrations are collected."""
 
 
 def preset(env: str, algo: str, profile: str | None = None) -> dict[str, Any]:
     """The flags that a task, an algorithm and a profile stand for."""
     general = PRESETS.get((env, algo), {})
     return general | PRESETS.get((env, algo, profile), {}) if profile else general
+
+
+def refinement(env: str, chosen: str) -> dict[str, Any]:
+    """What a task and a preset of `experiments.refine` stand for; see `REFINEMENTS`."""
+    return REFINEMENTS.get((env, chosen), {})

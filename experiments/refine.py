@@ -13,7 +13,6 @@ Writes into the folder of the run:
 Every field of the task's `Config` is a flag; `--env NAME --help` lists them.
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -26,17 +25,23 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import rich
-from rich.markup import escape
 from rich.table import Table
 
 import envs
 from experiments import cli
 from experiments.collect import Collection, collect
-from experiments.common import algorithm, load, make_trainer, source_entry
-from experiments.presets import DEMONSTRATIONS, preset
+from experiments.common import (
+    algorithm,
+    cell,
+    draw_learning_curve,
+    load,
+    make_trainer,
+    source_entry,
+)
+from experiments.presets import preset, refinement
 from jaxrobo import data, rundir, training
 from jaxrobo.env import Env, PhysicsEnv
-from jaxrobo.evaluation import evaluate
+from jaxrobo.evaluation import Estimate, evaluate
 from jaxrobo.metrics import JSONL
 from jaxrobo.rollout import episode_key
 
@@ -130,7 +135,7 @@ def _check(env: Env, options: Refinement) -> None:
         raise ValueError(f"{options.env} has no scripted expert")
     env.expert()
     for algo in (_algorithm(options, stage) for stage in _STAGES):
-        if "steps" not in _preset(options, algo):
+        if "steps" not in _preset(options.env, options.preset, algo):
             raise ValueError(f"{options.env} has no preset for {algo}")
     if options.demos is not None:
         data.check_env(data.read(options.demos), env)
@@ -140,25 +145,21 @@ def _algorithm(options: Refinement, stage: str) -> str:
     return {"clone": options.clone, "refined": "residual_ppo"}[stage]
 
 
-def _preset(options: Refinement, algo: str) -> dict[str, Any]:
-    return preset(options.env, algo, None if options.preset == "cpu" else options.preset)
+def _preset(env: str, chosen: str, algo: str) -> dict[str, Any]:
+    return preset(env, algo, None if chosen == Refinement.preset else chosen)
 
 
 def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
     """Options of the refinement, and the task's `Config`. Exits with 2 on a wrong flag."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--env", nargs="?", default=Refinement.env)
-    first.add_argument("--preset", nargs="?", default=Refinement.preset)
-    chosen = first.parse_known_args(argv)[0]
-    name = chosen.env or Refinement.env
-    profile = None if chosen.preset == Refinement.preset else chosen.preset
+    name, chosen = cli.peek(argv, "--env", "--preset")
+    name, chosen = name or Refinement.env, chosen or Refinement.preset
     with cli.failing(ValueError):
         config_class = envs.config_class(name)
         options = cli.merge(refinement=Refinement, task=config_class)
         names = {f.name for f in dataclasses.fields(config_class)}
-        known = {k: v for k, v in preset(name, "residual_ppo", profile).items() if k in names}
-        count = {k: v for k, v in DEMONSTRATIONS.get(name, {}).items() if k not in names}
-        default = options(Refinement(env=name, **count), config_class(**known))
+        known = {k: v for k, v in _preset(name, chosen, "residual_ppo").items() if k in names}
+        kept, _ = cli.distribute(refinement(name, chosen), Refinement, config_class)
+        default = options(Refinement(env=name, **kept), config_class(**known))
     parsed = cli.parse(options, argv, _COMMAND, __doc__, default)
     return parsed.refinement, parsed.task
 
@@ -182,8 +183,8 @@ def _demonstrate(env: Env, options: Refinement, task: Any, run_dir: Path) -> dic
         print("stage 1 of 3: demonstrations", flush=True)
         out, count = run_dir / _DEMOS, options.episodes
         options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
-        names = {f.name for f in dataclasses.fields(task)}
-        changes = {k: v for k, v in DEMONSTRATIONS.get(options.env, {}).items() if k in names}
+        preset_ = refinement(options.env, options.preset)
+        _, changes = cli.distribute(preset_, Refinement, type(task))
         disturbed = dataclasses.asdict(dataclasses.replace(task, **changes))
         demo_env = envs.make(options.env, options.engine, **disturbed)
         collect(demo_env, demo_env.expert(), options_)
@@ -200,7 +201,8 @@ def _train(
     """Runs a stage that trains, or what is left of it; None if it's interrupted."""
     folder, algo = run_dir / stage, _algorithm(options, stage)
     config_class = algorithm(algo).config_class
-    _, run, config = cli.distribute(_preset(options, algo), type(task), _Budget, config_class)
+    values = _preset(options.env, options.preset, algo)
+    _, run, config = cli.distribute(values, type(task), _Budget, config_class)
     if stage == "refined" and options.steps is not None:
         run["steps"] = options.steps
     if (folder / rundir.RESULT).exists():
@@ -221,7 +223,7 @@ def _train(
     )
     if result.interrupted:
         return None
-    _plot(folder, trainer.env.metric.name)
+    draw_learning_curve({"seed": folder / JSONL}, folder, trainer.env.metric.name)
     return json.loads((folder / rundir.RESULT).read_text())
 
 
@@ -262,14 +264,9 @@ def _conclude(
 
 def _show(title: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table("", *results, title=title)
-
-    def cell(estimate: Mapping[str, float] | None) -> str:
-        if estimate is None:
-            return "-"
-        return escape("{mean:.4g} [{low:.4g}, {high:.4g}]".format(**estimate))
-
     for name, label in ((metric, metric), ("length_of_success", f"steps to {metric}")):
-        table.add_row(label, *(cell(r["estimates"].get(name)) for r in results.values()))
+        found = [r["estimates"].get(name) for r in results.values()]
+        table.add_row(label, *(cell(None if e is None else Estimate(**e)) for e in found))
     seconds = [r["wall_seconds"] + r.get("compile_seconds", 0.0) for r in results.values()]
     table.add_row("wall time, s", *(f"{s:.0f}" for s in seconds))
     rich.print(table)
@@ -288,12 +285,6 @@ def _film(env: Env, options: Refinement, run_dir: Path, path: Path) -> None:
         film(env, both, path)
     except RendererUnavailable as error:
         print(f"no video: {error}")
-
-
-def _plot(folder: Path, metric: str) -> None:
-    from jaxrobo.plotting import plot_learning_curve  # matplotlib is slow to import
-
-    plot_learning_curve({"seed": folder / JSONL}, folder / "learning_curve.png", metric)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 Every field of the task's and of the algorithm's `Config` is a flag; `--env NAME --help` lists them.
 """
 
-import argparse
 import dataclasses
 import shlex
 import sys
@@ -16,7 +15,14 @@ from typing import Any, Literal
 
 import envs
 from experiments import cli
-from experiments.common import ALGORITHMS, algorithm, make_trainer, show, source_entry
+from experiments.common import (
+    ALGORITHMS,
+    algorithm,
+    draw_learning_curve,
+    make_trainer,
+    show,
+    source_entry,
+)
 from experiments.presets import preset
 from jaxrobo import data, rundir, training
 from jaxrobo.metrics import JSONL
@@ -95,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = range(run.seed, run.seed + run.seeds)
     title = f"{run.env}: {run.test_episodes} test episodes, best of {result.steps:,} steps"
     show(title, {f"seed {k}": e for k, e in zip(seeds, result.evaluation, strict=True)})
-    _plot(run_dir, seeds, trainer.env.metric.name)
+    logs = {f"seed {k}": rundir.seed_dir(run_dir, k, run.seeds) / JSONL for k in seeds}
+    draw_learning_curve(logs, run_dir, trainer.env.metric.name)
     print(f"{result.wall_seconds:.0f} s, compilation {result.compile_seconds:.0f} s: {run_dir}")
 
 
@@ -106,20 +113,17 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
     so these are looked for first.
     """
     known = f"tasks: {', '.join(envs.names())}; algorithms: {', '.join(ALGORITHMS)}"
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--env", "--algo", "--profile"):
-        first.add_argument(name, nargs="?")
-    chosen = first.parse_known_args(argv)[0]
-    if chosen.env is None:
+    name, algo, profile = cli.peek(argv, "--env", "--algo", "--profile")
+    if name is None:
         if {"-h", "--help"} & set(argv):
             cli.parse(Run, ["--help"], _COMMAND, f"{__doc__}\n{known}")
         cli.fail(f"--env is missing; valid: {', '.join(envs.names())}")
-    algo = chosen.algo or "ppo"
+    algo = algo or Run.algo
     with cli.failing(ValueError):
-        task, config = envs.config_class(chosen.env), algorithm(algo).config_class
+        task, config = envs.config_class(name), algorithm(algo).config_class
         options = cli.merge(run=Run, task=task, algorithm=config)
-        values = cli.distribute(preset(chosen.env, algo, chosen.profile), Run, task, config)
-        run = Run(env=chosen.env, algo=algo, **values[0])
+        values = cli.distribute(preset(name, algo, profile), Run, task, config)
+        run = Run(env=name, algo=algo, **values[0])
         default = options(run, task(**values[1]), config(**values[2]))
     parsed = cli.parse(options, argv, _COMMAND, f"{__doc__}\n{known}", default)
     return parsed.run, parsed.task, parsed.algorithm
@@ -132,13 +136,6 @@ def _source(run: Run) -> Path | str | None:
     if wrong := given.keys() - {needs}:
         raise ValueError(f"{run.algo} doesn't take --{min(wrong)}")
     return given.get(needs)
-
-
-def _plot(run_dir: Path, seeds: range, metric: str) -> None:
-    from jaxrobo.plotting import plot_learning_curve  # matplotlib is slow to import
-
-    logs = {f"seed {k}": rundir.seed_dir(run_dir, k, len(seeds)) / JSONL for k in seeds}
-    plot_learning_curve(logs, run_dir / "learning_curve.png", metric)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import envs
-from experiments import cli, evaluate, train
+from experiments import cli, evaluate, refine, train
 from experiments.common import ALGORITHMS, load
-from experiments.presets import PRESETS, preset
+from experiments.presets import PRESETS, REFINEMENTS, preset
 from jaxrobo import rendering, training
 from jaxrobo.rollout import episode_key
 
@@ -136,6 +136,16 @@ def test_presets_are_of_options_that_exist_and_suit_each_other():
             group(**needed, **own)
     for name in ("isaac", "servo"):
         train.parse([*REACHER, "--profile", name])
+
+
+def test_refinements_are_of_options_that_exist():
+    for env, chosen in REFINEMENTS:
+        refine.parse(["--env", env, "--preset", chosen])
+    options, task = refine.parse(["--preset", "paper"])
+    assert (options.episodes, options.clone) == (50, "diffusion_bc")
+    assert (task.action, task.observe_errors, task.perturbation) == ("pos", False, 0.0)
+    options, task = refine.parse(["--episodes", "7", "--action", "pos"])
+    assert (options.episodes, options.clone, task.action) == (7, "bc", "pos")
 
 
 def test_two_owners_of_a_flag_are_refused():

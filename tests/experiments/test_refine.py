@@ -312,7 +312,7 @@ def test_what_was_trained_comes_back_without_the_demonstrations(
     name, straight, tmp_path, monkeypatch
 ):
     """What is loaded acts as what was tested did, after folders were moved together."""
-    monkeypatch.setattr(train, "_plot", lambda *_: None)
+    monkeypatch.setattr(train, "draw_learning_curve", lambda *_: None)
     here, there = tmp_path / "here", tmp_path / "there"
     shutil.copytree(straight, here / "refine")
     train.main(train_argv(name, here / "run", here / "refine"))
