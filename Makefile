@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO_DIR ?= runs/demo/reacher
+DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?= -n 2
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3)
 
@@ -14,17 +14,22 @@ SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo taste test lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## set up .venv (every target below does it when needed)
 
-demo: $(STAMP)  ## train DofbotReacher, evaluate it and film it
-	$(BIN)/python -m experiments.train --env DofbotReacher --run-dir $(DEMO_DIR) \
-	  $(if $(wildcard $(DEMO_DIR)/config.json),--resume)
-	$(BIN)/python -m experiments.evaluate --run-dir $(DEMO_DIR) --video
+# Both go on where they stopped.
+demo: $(STAMP)  ## PegHole from demonstrations to a refined policy, compared and filmed: a quarter of an hour
+	$(BIN)/python -m experiments.refine --run-dir $(DEMO_DIR)/peg \
+	  $(if $(wildcard $(DEMO_DIR)/peg/config.json),--resume)
+
+taste: $(STAMP)  ## train DofbotReacher by PPO, evaluate it and film it: two minutes
+	$(BIN)/python -m experiments.train --env DofbotReacher --run-dir $(DEMO_DIR)/reacher \
+	  $(if $(wildcard $(DEMO_DIR)/reacher/config.json),--resume)
+	$(BIN)/python -m experiments.evaluate --run-dir $(DEMO_DIR)/reacher --video
 
 test: lint  ## check style and run the tests; two at a time; PYTEST_ARGS="-k native" instead goes to pytest
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)

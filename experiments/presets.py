@@ -44,8 +44,9 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     },
     ("PegHole", "residual_ppo"): _PEG_HOLE
     | {
-        "steps": 1_500_000,
-        "evaluate_every": 150_000,
+        "steps": 800_000,
+        "evaluate_every": 100_000,
+        "evaluation_episodes": 256,
         "num_envs": 256,
         "horizon": 64,
         "epochs": 8,
