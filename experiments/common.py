@@ -14,7 +14,7 @@ from rich.table import Table
 
 import envs
 from jaxrobo import data, rundir, training
-from jaxrobo.checkpoint import RunError
+from jaxrobo.checkpoint import RunError, stored_fingerprint
 from jaxrobo.env import Env
 from jaxrobo.evaluation import Estimate
 from jaxrobo.learning import bc, diffusion_bc, ppo, residual_ppo
@@ -88,11 +88,16 @@ def make_trainer(
 
 
 def source_entry(algo: str, source: str | Path | None, run_dir: Path) -> dict[str, str]:
-    """What `config.json` says of the source: paths are relative to the run's folder."""
+    """What `config.json` says of the source: a path relative to the run's folder, and which policy
+    was found there, if it's one.
+    """
     needs = algorithm(algo).source
     if needs is None or str(source) == EXPERT:
         return {needs: EXPERT} if needs else {}
-    return {needs: os.path.relpath(source, run_dir)}
+    entry = {needs: os.path.relpath(source, run_dir)}
+    if needs == "base":
+        entry["base_fingerprint"] = stored_fingerprint(Path(source) / rundir.BEST)
+    return entry
 
 
 def _base(env: Env, engine: str, source: str | Path) -> residual_ppo.Base:
@@ -142,6 +147,8 @@ def restore_trainer(run_dir: Path, engine: str = "auto") -> Trainer:
         source = stored["base"] if needs else None
         if source not in (None, EXPERT):
             source = run_dir / source
+            if stored_fingerprint(source / rundir.BEST) != stored["base_fingerprint"]:
+                raise RunError(f"the base policy in {source} isn't the one that it corrects")
         return make_trainer(name, engine, task, algo, config, source)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run_dir / rundir.CONFIG} can't be used: {error}") from error

@@ -106,6 +106,21 @@ def newest(folder: Path) -> Path | None:
     return max(numbered, key=lambda p: int(p.name), default=None)
 
 
+def stored_fingerprint(folder: Path) -> str:
+    """The `fingerprint` of what the newest checkpoint of a series holds, as it was saved.
+
+    Raises:
+      RunError: if there is none, or it's damaged.
+    """
+    path = newest(folder)
+    if path is None:
+        raise RunError(f"there is no checkpoint in {folder}")
+    try:
+        return _restore(path, "meta", ocp.args.JsonRestore())["digest"]
+    except Exception as error:  # orbax raises anything on files with any content
+        raise _damaged(path, error) from error
+
+
 def fingerprint(tree: Any) -> str:
     """A hash of the names, types, shapes and contents of a pytree's leaves."""
     return _digest(_snapshot(tree))

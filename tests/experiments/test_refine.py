@@ -355,3 +355,16 @@ def test_wrong_sources_are_refused_in_one_line(
     argv = [a.format(**paths) for a in argv]
     assert words in refusal(train.main, ["--env", "Coin", "--steps", "8", *argv], capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_residual_policy_is_refused_over_another_base(straight, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "draw_learning_curve", lambda *_: None)
+    shutil.copytree(straight, tmp_path / "refine")
+    train.main(train_argv("residual_ppo", tmp_path / "run", tmp_path / "refine"))
+    train.main([*train_argv("bc", tmp_path / "other", straight), "--seed", "2"])
+    shutil.rmtree(tmp_path / "refine/clone")
+    (tmp_path / "other").rename(tmp_path / "refine/clone")
+    with pytest.raises(training.RunError, match="isn't the one that it corrects"):
+        load(tmp_path / "run")
+    argv = [*train_argv("residual_ppo", tmp_path / "run", tmp_path / "refine"), "--resume"]
+    assert "base_fingerprint is" in refusal(train.main, argv, capsys)
