@@ -88,8 +88,9 @@ def make_trainer(
 
 
 def source_entry(algo: str, source: str | Path | None, run_dir: Path) -> dict[str, str]:
-    """What `config.json` says of the source: a path relative to the run's folder, and which policy
-    was found there, if it's one.
+    """What `config.json` says of the source: its path from the run's folder, and which policy it is.
+
+    The latter only if it's a policy.
     """
     needs = algorithm(algo).source
     if needs is None or str(source) == EXPERT:
