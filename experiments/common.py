@@ -88,9 +88,9 @@ def make_trainer(
 
 
 def source_entry(algo: str, source: str | Path | None, run_dir: Path) -> dict[str, str]:
-    """What `config.json` says of the source: its path from the run's folder, and which policy it is.
+    """What `config.json` says of the source: its path from the run's folder, and what is there.
 
-    The latter only if it's a policy.
+    What is there is said of policies only, by a fingerprint.
     """
     needs = algorithm(algo).source
     if needs is None or str(source) == EXPERT:
