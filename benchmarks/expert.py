@@ -1,12 +1,11 @@
-"""How well does PegHole's expert do, how fast, and does it do as well on the other engine?
+"""How well does PegHole's expert do, and how fast?
 
 Success on the test split with its interval, the starts that it doesn't solve, steps a second and
-where they go, and how long a number of successful demonstrations takes. With `--mjx-episodes`, the
-same starts on both engines, paired; on a CPU that takes minutes.
+where they go, and how long a number of successful demonstrations takes.
+`benchmarks.engines` compares it on both engines.
 """
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import envs
 from benchmarks.common import best_of, report
 from jaxrobo.evaluation import episode_runner, run_episodes, wilson_interval
 from jaxrobo.physics import Physics
-from jaxrobo.rollout import episode_key, rollout, start
+from jaxrobo.rollout import rollout, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +28,12 @@ class Options:
       randomness: which starts.
       episodes: test episodes of each.
       batch: simulations side by side.
-      mjx_episodes: test episodes to run on both engines; none if 0.
       out: where to write JSON.
     """
 
     randomness: tuple[str, ...] = ("low", "med", "high", "wide")
     episodes: int = 512
     batch: int = 256
-    mjx_episodes: int = 0
     out: Path | None = None
 
 
@@ -46,9 +43,6 @@ def main(options: Options) -> None:
     report(f"PegHole's expert on {options.episodes} test episodes", rows, options.out)
     out = options.out and options.out.with_stem(f"{options.out.stem}-speed")
     report(f"PegHole, {options.batch} simulations under the expert", [_speed(options.batch)], out)
-    if options.mjx_episodes:
-        out = options.out and options.out.with_stem(f"{options.out.stem}-mjx")
-        report("PegHole's expert on both engines", [_paired(options.mjx_episodes)], out)
 
 
 def _outcomes(engine: str, randomness: str, episodes: int, batch: int) -> tuple[dict, float]:
@@ -118,36 +112,6 @@ class _Watch:
             return call
 
         physics._host_step = timed
-
-
-def _step_by_step(engine: str, episodes: int) -> np.ndarray:
-    """Which test episodes succeed; a program for each step, to compile less on mjx."""
-    env = envs.make("PegHole", engine=engine, terminate_on_success=True)
-    policy = env.expert()
-    keys = jax.vmap(lambda i: episode_key("test", 0, i))(np.arange(episodes))
-    states = jax.jit(jax.vmap(lambda key: start(env, policy, key)))(keys)
-    advance = jax.jit(jax.vmap(lambda s: rollout(env, policy, (), s, 1, auto_reset=False)[0]))
-    while not np.all(states.env.done):
-        states = advance(states)
-    return np.asarray(states.episode["success"]) > 0
-
-
-def _paired(episodes: int) -> dict:
-    """Success on the same starts, and the interval of the difference."""
-    outcomes = {}
-    for engine in ("native", "mjx"):
-        outcomes[engine] = _step_by_step(engine, episodes)
-    difference = outcomes["mjx"].astype(float) - outcomes["native"]
-    half = 1.96 * difference.std(ddof=1) / math.sqrt(episodes)
-    mean = difference.mean()
-    return {
-        "episodes": episodes,
-        "native": float(outcomes["native"].mean()),
-        "mjx": float(outcomes["mjx"].mean()),
-        "difference": f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]",
-        "only native": np.flatnonzero(difference < 0).tolist(),
-        "only mjx": np.flatnonzero(difference > 0).tolist(),
-    }
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
 """How far do demonstrations, a clone and its refinement get, and how long does each take?
 
 Runs `experiments.refine` for several seeds one after another, or goes on with runs in the folder,
-and pools their test episodes. When a rate was reached is read off the validation curve of the
-refinement: steps and wall time of that stage alone, with its compilation.
+and pools their test episodes, with and without kicks. When a rate was reached is read off the
+validation curve of the refinement: steps and wall time of that stage alone, with its compilation.
 """
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
+import envs
 from benchmarks.common import report
 from experiments import refine
+from experiments.common import load
 from jaxrobo import rundir
-from jaxrobo.evaluation import wilson_interval
+from jaxrobo.evaluation import evaluate, wilson_interval
 from jaxrobo.metrics import JSONL
 
 STAGES = ("expert", "clone", "refined")
@@ -33,6 +35,8 @@ class Options:
       seeds: how many runs.
       steps: control steps of each refinement; those of the preset if None.
       episodes: test episodes of each run.
+      perturbation: the probability that a part is kicked in a step of the disturbed episodes; they
+        are left out if 0. The task must have such an option.
       out: where to write JSON.
     """
 
@@ -42,22 +46,36 @@ class Options:
     seeds: int = 3
     steps: int | None = None
     episodes: int = 1024
+    perturbation: float = 0.01
     out: Path | None = None
 
 
 def main(options: Options) -> None:
-    rows = [_run(options, seed) for seed in range(options.seeds)]
-    pooled = {"seed": "all"} | {stage: _pool(options, rows, stage) for stage in STAGES}
-    clone, refined = (sum(row["counts"][stage] for row in rows) for stage in STAGES[1:])
-    failures = options.episodes * options.seeds - clone
-    pooled["failures removed"] = (refined - clone) / failures if failures else "-"
-    columns = dict.fromkeys(key for row in rows for key in row if key != "counts")
-    table = [{key: row.get(key, "") for key in columns} for row in (*rows, pooled)]
+    """Runs what is missing, and prints the table."""
+    runs = [_run(options, seed) for seed in range(options.seeds)]
+    counts = {name: sum(run.counts[name] for run in runs) for name in runs[0].counts}
+    trials = options.episodes * options.seeds
+    rows = [run.row | _rates(run.counts, options.episodes) | run.times for run in runs]
+    rows.append(dict.fromkeys(rows[0], "") | {"seed": "all"} | _rates(counts, trials))
     title = f"{options.env}, {options.randomness}: success on the same test episodes"
-    report(title, table, options.out)
+    report(title, rows, options.out)
 
 
-def _run(options: Options, seed: int) -> dict[str, Any]:
+class Run(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+      row: its first columns.
+      counts: successful test episodes of each stage, by column.
+      times: its last columns.
+    """
+
+    row: dict[str, Any]
+    counts: dict[str, int]
+    times: dict[str, Any]
+
+
+def _run(options: Options, seed: int) -> Run:
     run_dir = options.run_dir / f"{options.env}-{options.randomness}-{seed}"
     flags = {
         "--env": options.env,
@@ -71,17 +89,26 @@ def _run(options: Options, seed: int) -> dict[str, Any]:
     resume = ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
     refine.main([*(str(x) for pair in flags.items() for x in pair), *resume])
     result = json.loads((run_dir / rundir.RESULT).read_text())
-    estimates = {stage: result[stage]["estimates"]["success"] for stage in STAGES}
-    seconds = {stage: result[stage]["wall_seconds"] for stage in STAGES}
-    return {
-        "seed": seed,
-        "counts": {k: round(e["mean"] * options.episodes) for k, e in estimates.items()},
-        **{k: _show(e["mean"], e["low"], e["high"]) for k, e in estimates.items()},
-        "failures removed": result["share_of_failures_removed"],
-        "steps": result["refined"]["steps"],
-        **{f"min {stage}": seconds[stage] / 60 for stage in STAGES},
-        **_reached(run_dir / "refined" / JSONL),
-    }
+    estimates = {stage: result[stage]["estimates"]["success"]["mean"] for stage in STAGES}
+    counts = {stage: round(mean * options.episodes) for stage, mean in estimates.items()}
+    if options.perturbation:
+        counts |= {f"{stage}, kicked": _kicked(options, run_dir, stage) for stage in STAGES}
+    minutes = {f"{stage}, min": result[stage]["wall_seconds"] / 60 for stage in STAGES}
+    row = {"seed": seed, "steps": result["refined"]["steps"]}
+    return Run(row, counts, minutes | _reached(run_dir / "refined" / JSONL))
+
+
+def _kicked(options: Options, run_dir: Path, stage: str) -> int:
+    """Successes of a stage's policy where parts are kicked."""
+    env, policy, params = load(run_dir / "refined")
+    config = dataclasses.replace(env.unwrapped.config, perturbation=options.perturbation)
+    other = envs.make(options.env, **vars(config))
+    if stage == "expert":
+        policy, params = other.expert(), ()
+    elif stage == "clone":
+        _, policy, params = load(run_dir / stage)
+    estimates = evaluate(other, policy, params, "test", episodes=options.episodes)
+    return round(estimates["success"].mean * options.episodes)
 
 
 def _reached(log: Path) -> dict[str, str]:
@@ -96,14 +123,16 @@ def _reached(log: Path) -> dict[str, str]:
     return when
 
 
-def _pool(options: Options, rows: list[dict[str, Any]], stage: str) -> str:
-    trials = options.episodes * options.seeds
-    successes = sum(row["counts"][stage] for row in rows)
-    return _show(successes / trials, *wilson_interval(successes, trials))
+def _rates(counts: dict[str, int], trials: int) -> dict[str, Any]:
+    """Rates of success with their intervals, and the share of the clone's failures removed."""
 
+    def show(successes: int) -> str:
+        low, high = wilson_interval(successes, trials)
+        return f"{100 * successes / trials:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
-def _show(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    failures = trials - counts["clone"]
+    removed = (counts["refined"] - counts["clone"]) / failures if failures else "-"
+    return {name: show(n) for name, n in counts.items()} | {"failures removed": removed}
 
 
 if __name__ == "__main__":
