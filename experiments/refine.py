@@ -169,17 +169,18 @@ _DEMOS = "demonstrations.zarr"
 
 def _lasting(options: Refinement) -> dict[str, Any]:
     """What must not change when a run goes on."""
-    free = ("run_dir", "resume", "steps")
+    free = ("run_dir", "resume", "steps", "test_episodes")
     return {k: v for k, v in rundir.plain(options).items() if k not in free}
 
 
 def _demonstrate(env: Env, options: Refinement, task: Any, run_dir: Path) -> dict[str, Any]:
     """Collects demonstrations unless there are some, and tests the expert."""
     path = run_dir / "expert.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if result.get("episodes") == options.test_episodes:
+        return result
     began = time.perf_counter()
-    if options.demos is None:
+    if options.demos is None and not result:
         print("stage 1 of 3: demonstrations", flush=True)
         out, count = run_dir / _DEMOS, options.episodes
         options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
@@ -188,9 +189,10 @@ def _demonstrate(env: Env, options: Refinement, task: Any, run_dir: Path) -> dic
         disturbed = dataclasses.asdict(dataclasses.replace(task, **changes))
         demo_env = envs.make(options.env, options.engine, **disturbed)
         collect(demo_env, demo_env.expert(), options_)
-    seconds = time.perf_counter() - began
-    estimates = evaluate(env, env.expert(), (), "test", episodes=options.test_episodes)
-    result = {"estimates": estimates, "wall_seconds": seconds}
+    seconds = result.get("wall_seconds", time.perf_counter() - began)
+    episodes = options.test_episodes
+    estimates = evaluate(env, env.expert(), (), "test", episodes=episodes)
+    result = {"episodes": episodes, "estimates": estimates, "wall_seconds": seconds}
     rundir.write_json(path, result)
     return rundir.plain(result)
 
@@ -207,7 +209,7 @@ def _train(
         run["steps"] = options.steps
     if (folder / rundir.RESULT).exists():
         result = json.loads((folder / rundir.RESULT).read_text())
-        if result["config"]["steps"] == run["steps"]:
+        if (result["config"]["steps"], result["episodes"]) == (run["steps"], options.test_episodes):
             return result
     print(f"stage {_STAGES.index(stage) + 2} of 3: {stage}", flush=True)
     trainer = make_trainer(options.env, options.engine, task, algo, config_class(**config), source)

@@ -149,6 +149,21 @@ def test_the_table_shows_success_steps_and_time_of_each(straight, capsys, monkey
     assert "wall time, s" in "".join(lines)
 
 
+def test_more_test_episodes_test_again_and_train_nothing(straight, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    refine.main([*REFINE, "--test-episodes", "6", "--run-dir", str(run_dir), "--resume"])
+    old, new = (json.loads((d / "result.json").read_text()) for d in (straight, run_dir))
+    for stage in ("expert", "clone", "refined"):
+        assert (old[stage]["episodes"], new[stage]["episodes"]) == (12, 6)
+        env = envs.make("Coin")
+        policy = (env.expert(), ()) if stage == "expert" else load(run_dir / stage)[1:]
+        fewer = measure(env, *policy, "test", episodes=6)["success"]
+        assert new[stage]["estimates"]["success"] == fewer._asdict()
+        log = (run_dir / stage / metrics.JSONL, straight / stage / metrics.JSONL)
+        assert stage == "expert" or log[0].read_text() == log[1].read_text()
+
+
 class Killed(BaseException):
     """What a kill does to the program, as far as files are concerned."""
 
