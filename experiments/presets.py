@@ -51,6 +51,8 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "horizon": 64,
         "epochs": 8,
         "learning_rate": 5e-4,
+        "schedule": "cosine",
+        "cosine_iterations": 49,  # all of them
         "init_log_std": -2.0,  # a step's target moves by less than a millimetre
     },
     # As robust-rearrangement trains (config/base_residual_rl.yaml and the peg's runs of BC); its

@@ -15,6 +15,7 @@ Every field of the task's `Config` is a flag; `--env NAME --help` lists them.
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import time
@@ -67,7 +68,8 @@ class Refinement:
       clone: into what they are cloned: an MLP (bc), which a CPU trains in minutes, or a diffusion
         policy.
       preset: cpu, or paper: networks, simulations and epochs of arXiv 2407.16677.
-      steps: control steps of the refinement; those of the preset if None.
+      steps: control steps of the refinement, over which its learning rate falls; those of the
+        preset if None.
       seed: of the demonstrations and of both trainings.
       run_dir: where everything is written; runs/<env>-refine-<seed> if None.
       resume: go on with the run in that folder, at the stage and step where it stopped.
@@ -206,6 +208,9 @@ def _train(
     values = _preset(options.env, options.preset, algo)
     _, run, config = cli.distribute(values, type(task), _Budget, config_class)
     if stage == "refined" and options.steps is not None:
+        longer = options.steps / run["steps"]
+        if "cosine_iterations" in config:
+            config["cosine_iterations"] = math.ceil(longer * config["cosine_iterations"])
         run["steps"] = options.steps
     if (folder / rundir.RESULT).exists():
         result = json.loads((folder / rundir.RESULT).read_text())
