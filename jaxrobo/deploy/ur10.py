@@ -143,7 +143,7 @@ class Ur10:
 
 
 def _ros() -> tuple[Any, Any, Any, Any]:
-    """rospy and the three messages. Raises RobotError if there's no ROS."""
+    """What is needed of ROS: rospy and three messages. Raises RobotError if there's no ROS."""
     try:
         import rospy
         from control_msgs.msg import JointTrajectoryControllerState
