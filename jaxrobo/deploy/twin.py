@@ -38,8 +38,9 @@ class Twin:
         self._carry = policy.init(policy.observe(self.state), init_key)
         name = env.metric.name
 
-        def plan(params: Params, state: Any, carry: Any, key: jax.Array) -> Any:
-            return policy.plan(params, carry, policy.observe(state), key)
+        def plan(params: Params, state: Any, carry: Any, key: jax.Array) -> tuple:
+            key, plan_key = jax.random.split(key)
+            return policy.plan(params, carry, policy.observe(state), plan_key), key
 
         def step(params: Params, state: Any, carry: Any, key: jax.Array) -> tuple:
             key, act_key = jax.random.split(key)
@@ -51,6 +52,7 @@ class Twin:
         example = params, self.state, self._carry, key
         self._plan = jax.jit(plan).lower(*example).compile()
         self._step = jax.jit(step).lower(*example).compile()
+        jax.block_until_ready(self._step(*example))  # the engine starts its threads
 
     @property
     def pose(self) -> np.ndarray:
@@ -60,8 +62,7 @@ class Twin:
     def step(self) -> np.ndarray:
         """Acts for one control step, and returns the joint angles, `[n]`, rad."""
         if self._steps % self._policy.period == 0:
-            key, self._key = jax.random.split(self._key)
-            self._carry = self._plan(self._params, self.state, self._carry, key)
+            self._carry, self._key = self._plan(self._params, self.state, self._carry, self._key)
         self._steps += 1
         self.state, self._carry, self._key, pose, metric = self._step(
             self._params, self.state, self._carry, self._key
