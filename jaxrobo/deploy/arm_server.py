@@ -372,11 +372,12 @@ class Server:
                 self._drop("the server stops")
 
     def _listen(self, seconds: float) -> None:
-        sockets = [self._listener] + ([] if self._client is None else [self._client])
+        # The client first: one that has left makes room for the next.
+        sockets = [self._listener] if self._client is None else [self._client, self._listener]
         for ready in select.select(sockets, [], [], seconds)[0]:
             if ready is self._listener:
                 self._accept()
-            elif ready is self._client:
+            else:
                 self._converse()
 
     def _accept(self) -> None:

@@ -50,6 +50,8 @@ class Dofbot:
 
     Attributes:
       limited: commands that were clipped to the joint limits.
+      reported: where the server said last that it commands the joints to, `[5]` rad; the middle in
+        the compatible mode.
     """
 
     def __init__(
@@ -77,18 +79,19 @@ class Dofbot:
         for name, value in (("speed", speed), ("timeout", timeout)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
-        self.limited = 0
+        self.limited, self.reported = 0, np.zeros(JOINTS)
         self._name, self._compatible, self._timeout = f"{host}:{port}", compatible, timeout
         self._sequence = self._acknowledged = 0
         self._unread, self._waiting_since = b"", 0.0
         self._socket = self._connect(host, port)
         try:
-            pose = (_MIDDLE,) * 6 if compatible else self._confirmed(wire.HEARTBEAT).pose
+            if not compatible:
+                self._confirm(wire.HEARTBEAT)
         except RobotError:
             self._socket.close()
             raise
-        now, degrees = time.monotonic(), math.degrees(speed)
-        self._safety = wire.Safety(pose, wire.LIMITS, degrees, now)
+        pose, now = servo_angles(self.reported), time.monotonic()
+        self._safety = wire.Safety(pose, wire.LIMITS, math.degrees(speed), now)
 
     @property
     def pose(self) -> np.ndarray:
@@ -115,7 +118,7 @@ class Dofbot:
         if self._compatible:
             self._write(wire.TARGET, wire.encode_angles(self._safety.pose))
         else:
-            self._confirmed(wire.STOP)
+            self._confirm(wire.STOP)
 
     def close(self) -> None:
         """Disconnects; the arm holds its pose."""
@@ -164,17 +167,16 @@ class Dofbot:
         if sent < len(data):
             raise self._lost("it doesn't read what it's sent")
 
-    def _read(self, now: float) -> wire.Ack | None:
-        """Takes in the answers that have come, and returns the last."""
-        trouble, ack = self._receive(), None
+    def _read(self, now: float) -> None:
+        """Takes in the answers that have come."""
+        trouble = self._receive()
         while (frame := self._next()) is not None:  # what came before the trouble may say why
-            ack = self._checked(frame)
+            self.reported = joint_angles(self._checked(frame).pose)
             self._waiting_since, self._acknowledged = now, frame.sequence
         if trouble:
             raise self._lost(trouble)
         if self._acknowledged < self._sequence and now - self._waiting_since > self._timeout:
             raise self._lost(f"no answer for {self._timeout} s")
-        return ack
 
     def _receive(self) -> str | None:
         """Takes in bytes, and says what's wrong with the connection if something is."""
@@ -207,14 +209,12 @@ class Dofbot:
             raise RobotError(f"{self._name} answers '{wire.STATUSES[ack.status]}'")
         return ack
 
-    def _confirmed(self, kind: int) -> wire.Ack:
+    def _confirm(self, kind: int) -> None:
         """Sends a frame without payload, and waits for its answer."""
         self._write(kind)
-        while True:
-            ack = self._read(time.monotonic())
-            if ack is not None and self._acknowledged >= self._sequence:
-                return ack
+        while self._acknowledged < self._sequence:
             time.sleep(0.001)
+            self._read(time.monotonic())
 
     def _lost(self, why: str) -> RobotError:
         return RobotError(f"lost {self._name}: {why}; the arm holds its pose")
