@@ -133,28 +133,25 @@ def test_the_first_command_is_a_ramp():
         for _ in range(20):
             time.sleep(0.01)
             sent = arm.send(FAR)
-        assert np.abs(sent).max() <= time.monotonic() - begin + 1e-6
+        assert np.abs(sent).max() <= time.monotonic() - begin + 0.05
         assert servos.fastest <= 100.0 * 0.05 + 1e-6
 
 
 def test_commands_beyond_the_limits_are_clipped_and_counted():
+    beyond = np.array([9.0, -9.0, 9.0, -9.0, 9.0])
+    limits = np.array([2, -1, 1, -1, 2]) * math.pi / 4
     with serving(speed=2000.0) as (port, servos), Dofbot(HOST, port, speed=30.0) as arm:
-        with pytest.raises(AssertionError):
-            follow(arm, np.array([9.0, -9.0, 9.0, -9.0, 9.0]), seconds=0.5)
-        assert arm.limited > 10
-        quarter, half = math.pi / 4, math.pi / 2
-        np.testing.assert_allclose(arm.pose, [half, -quarter, quarter, -quarter, half])
-        wait_until(lambda: servos.high[0] == 180.0)
+        wait_until(lambda: np.allclose(arm.send(beyond), limits))
+        follow(arm, limits)
+        assert arm.limited > 1
+        np.testing.assert_allclose(servos.pose, [180, 45, 135, 45, 180, 90], atol=1e-4)
 
 
 def test_the_original_protocol_works_from_client_to_server():
     with serving(speed=2000.0, compatible=True) as (port, servos):
         with Dofbot(HOST, port, compatible=True, speed=20.0) as arm:
-            for _ in range(100):
-                arm.send(FAR)
-                time.sleep(0.005)
-                if np.allclose(servos.pose, servo_angles(FAR), atol=1e-3):
-                    break
+            arrived = lambda: np.allclose(servos.pose, servo_angles(FAR), atol=1e-3)
+            wait_until(lambda: arm.send(FAR) is None or arrived())
             arm.stop()
         np.testing.assert_allclose(servos.pose, servo_angles(FAR), atol=1e-3)
 
@@ -289,7 +286,7 @@ def test_options_out_of_range(options):
 
 @pytest.mark.parametrize("leaves", [True, False])
 def test_the_arm_holds_when_the_client_falls_silent_or_leaves(leaves):
-    with serving(speed=30.0) as (port, servos):
+    with serving(speed=5.0) as (port, servos):  # 11 s for the whole way
         arm = Dofbot(HOST, port, speed=20.0)
         for _ in range(10):
             arm.send(FAR)
@@ -298,7 +295,7 @@ def test_the_arm_holds_when_the_client_falls_silent_or_leaves(leaves):
             arm._socket.close()
         time.sleep(0.4)
         held, writes = servos.pose, servos.writes
-        assert 90 < held[0] < 90 + 30 * 0.6 < servo_angles(FAR)[0]
+        assert 90 < held[0] < servo_angles(FAR)[0] - 20
         wait_until(lambda: servos.writes > writes + 3)
         assert servos.pose == held
         arm.close()
