@@ -12,7 +12,7 @@ import pytest
 from jaxrobo.deploy import Dofbot, RobotError, arm_server
 from jaxrobo.deploy import arm_server as wire
 from jaxrobo.deploy.dofbot import joint_angles, servo_angles
-from jaxrobo.deploy.dry_run import DryRunServer, dry_run
+from jaxrobo.deploy.dry_run import dry_run
 from tests.deploy.pythons import VERSIONS, older_python
 from tests.deploy.test_protocol import fuzzed
 
@@ -253,8 +253,8 @@ def test_a_server_that_is_killed_and_started_again():
 
 
 def test_a_second_server_on_the_same_port():
-    with dry_run() as server, pytest.raises(OSError, match="in use"):
-        DryRunServer(port=server.port)
+    with dry_run() as server, pytest.raises(OSError, match="in use"), dry_run(port=server.port):
+        pass
 
 
 # --- clients that aren't as they should be --------------------------------------------------------
