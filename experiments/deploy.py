@@ -95,17 +95,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     argv = sys.argv[1:] if argv is None else argv
     o = cli.parse(Options, argv, "python -m experiments.deploy", __doc__)
-    with cli.failing(RunError, RobotError, ValueError):
+    with cli.failing(RunError, ValueError):
         twin = _twin(o)
-        with (
-            stop_on_signal("stopping the arm; again to abort") as stopped,
-            _connected(o) as robot,
-        ):
-            print("moving to the start pose; then the policy, until Ctrl-C", flush=True)
-            outcome = stream(robot, twin, o.seconds or math.inf, stopped)
-            robot.stop()
-            print(f"stopped: the arm holds its pose\n{outcome.timing}")
-            _remark(o, twin, robot, outcome)
+    with (
+        cli.failing(RobotError),
+        stop_on_signal("stopping the arm; again to abort") as stopped,
+        _connected(o) as robot,
+    ):
+        print("moving to the start pose; then the policy, until Ctrl-C", flush=True)
+        outcome = stream(robot, twin, o.seconds or math.inf, stopped)
+        robot.stop()
+        print(f"stopped: the arm holds its pose\n{outcome.timing}")
+        _remark(o, twin, robot, outcome)
 
 
 def stream(robot: Robot, twin: Twin, seconds: float, stopped: Callable[[], bool]) -> Outcome:

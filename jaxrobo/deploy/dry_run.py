@@ -66,4 +66,5 @@ def dry_run(*options: str, python: str = sys.executable, port: int = 0) -> Itera
             yield DryRunServer(process, log)
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stdout.close()
