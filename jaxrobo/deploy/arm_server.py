@@ -268,7 +268,7 @@ _MARGIN = 45.0
 _TICK = 0.01
 """Seconds between two commands to the servos, as in the original's server."""
 
-_DROP_AFTER = 2.0
+_DROP_AFTER = 5.0
 """Seconds of silence after which another client may take over."""
 
 
