@@ -177,9 +177,12 @@ def test_10000_fuzzed_packets_never_leave_the_limits(compatible):
         sequence += 1
         try:
             session.receive(fuzzed(rng, sequence, compatible), now)
+            left = rng.integers(20) == 0  # behind a cut packet, 24-byte packets make no sense
         except wire.ProtocolError:
+            dropped, left = dropped + 1, True
+        if left:
             counts += session.counts
-            session, dropped, sequence = wire.Session(guard, compatible), dropped + 1, 0
+            session, sequence = wire.Session(guard, compatible), 0
         now += rng.choice([0.0, 0.01, 0.3])
         poses.append(guard.step(now))
     poses = np.array(poses)
@@ -189,7 +192,7 @@ def test_10000_fuzzed_packets_never_leave_the_limits(compatible):
     assert counts[wire.OK] + counts[wire.LIMITED] > 500  # the others tell nothing without these
     assert counts[wire.REFUSED] > 1000
     assert compatible or dropped > 1000
-    assert np.ptp(poses, axis=0)[0] > 20
+    assert np.ptp(poses, axis=0)[0] > 10  # it did move
 
 
 @settings(max_examples=300)
