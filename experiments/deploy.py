@@ -10,6 +10,7 @@ you start: clear the space around the arm, and have its switch at hand.
 
 import contextlib
 import dataclasses
+import gc
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +124,12 @@ def stream(robot: Robot, twin: Twin, seconds: float, stopped: Callable[[], bool]
         lag = max(lag, float(np.max(np.abs(robot.send(q) - q))))
 
     ramp(robot, twin.pose, _RATE, stopped=stopped)
-    return Outcome(pace(step, _RATE, seconds=seconds, stopped=stopped), lag)
+    gc.freeze()  # or the collector walks through all of JAX in the middle of a movement
+    try:
+        timing = pace(step, _RATE, seconds=seconds, stopped=stopped)
+    finally:
+        gc.unfreeze()
+    return Outcome(timing, lag)
 
 
 def _twin(o: Options) -> Twin:
