@@ -8,16 +8,11 @@ Everything else in the library is a pure function; this is the only loop that to
 clocks.
 """
 
-import contextlib
 import dataclasses
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import jax
@@ -26,6 +21,7 @@ import numpy as np
 
 from jaxrobo import checkpoint, rundir
 from jaxrobo._plan import Plan, Programs, compile_programs, estimate, state_template
+from jaxrobo._signals import stop_on_signal
 from jaxrobo.checkpoint import RunError
 from jaxrobo.evaluation import Estimate, student_interval
 from jaxrobo.learning.trainer import Trainer, TrainState
@@ -246,7 +242,7 @@ class _Loop:
     def run(self) -> None:
         """Iterates until the budget is used up, or a signal asks to stop."""
         plan, progress, previous = self.plan, self.progress, None
-        with _stop_on_signal() as stop_requested:
+        with stop_on_signal("stopping after this iteration; again to abort") as stop_requested:
             if progress.is_new:
                 self._evaluate_and_save()
             while not plan.over(progress.iteration, progress.flat):
@@ -324,32 +320,6 @@ def _rows(estimates: list[dict[str, Estimate]]) -> dict[str, np.ndarray]:
         rows |= {f"validation/{name}": mean}
         rows |= {f"validation/{name}/low": low, f"validation/{name}/high": high}
     return rows
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C or SIGTERM came; a second one acts as ever."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-        os.write(2, b"\nstopping after this iteration; again to abort\n")  # print isn't reentrant
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield lambda: bool(received)
-    finally:
-        restore()
 
 
 def _conclude(

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+MAX_NORMALISED = 10.0
+"""To which what is normalised is clipped."""
+
 
 @struct.dataclass
 class RunningStats:
@@ -53,15 +56,16 @@ def update_stats(
     )
 
 
-def normalise(stats: RunningStats, x: jax.Array, clip: float = 10.0) -> jax.Array:
+def normalise(stats: RunningStats, x: jax.Array, clip: float = MAX_NORMALISED) -> jax.Array:
     """Zero mean and unit variance, clipped to +-`clip`."""
-    return jnp.clip((x - stats.mean) / _std(stats), -clip, clip)
+    return jnp.clip((x - stats.mean) / deviation(stats), -clip, clip)
 
 
 def denormalise(stats: RunningStats, x: jax.Array) -> jax.Array:
     """The inverse of `normalise`, where that doesn't clip."""
-    return x * _std(stats) + stats.mean
+    return x * deviation(stats) + stats.mean
 
 
-def _std(stats: RunningStats) -> jax.Array:
+def deviation(stats: RunningStats) -> jax.Array:
+    """By what is divided: the standard deviation, or a little more."""
     return jnp.sqrt(stats.var + 1e-5)

@@ -1,0 +1,181 @@
+"""Streams a policy to a robot at 60 Hz, until Ctrl-C.
+
+python -m experiments.deploy --robot dofbot --dry-run
+python -m experiments.deploy --robot dofbot --host 192.168.1.20 --run-dir runs/servo
+
+The policy acts in simulation and the robot follows the simulated joints, from its start pose on. On
+the Dofbot's computer runs jaxrobo/deploy/arm_server.py, a file of Python's standard library. Before
+you start: clear the space around the arm, and have its switch at hand.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+import envs
+from experiments import cli
+from experiments.common import load
+from jaxrobo import rundir
+from jaxrobo._signals import stop_on_signal
+from jaxrobo.deploy import Dofbot, Robot, RobotError, Timing, Twin, Ur10, arm_server, pace, ramp
+from jaxrobo.deploy.dry_run import dry_run
+from jaxrobo.training import RunError
+
+_RATE = 60.0
+"""Commands a second."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a deployment.
+
+    Attributes:
+      robot: which.
+      host: of the Dofbot's server.
+      port: of the Dofbot's server.
+      run_dir: the run of the policy; the task's scripted expert if None.
+      checkpoint: the best on the validation split, or the last.
+      seed: draws the goals.
+      speed: highest speed of a joint, rad/s.
+      seconds: for how long; until Ctrl-C if None.
+      dry_run: streams to a server on this computer, without an arm.
+      compatible: the Dofbot's server is the original's: packets of 24 bytes, and no answers.
+    """
+
+    robot: Literal["dofbot", "ur10"]
+    host: str | None = None
+    port: int = arm_server.PORT
+    run_dir: Path | None = None
+    checkpoint: Literal["best", "last"] = "best"
+    seed: int = 0
+    speed: float = 1.0
+    seconds: float | None = None
+    dry_run: bool = False
+    compatible: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port must be in 1 .. 65535, got {self.port}")
+        if self.robot == "ur10" and (self.dry_run or self.host or self.compatible):
+            raise ValueError(
+                "the UR10 is reached through ROS: only the Dofbot has --host or --dry-run"
+            )
+        if self.robot == "dofbot" and (self.host is None) != self.dry_run:
+            raise ValueError("a Dofbot needs either --host, its server's, or --dry-run")
+
+
+class Outcome(NamedTuple):
+    """What a deployment was like.
+
+    Attributes:
+      timing: of the loop.
+      lag: the largest distance between a simulated joint and its command, rad.
+    """
+
+    timing: Timing
+    lag: float
+
+
+TASKS = {"dofbot": "DofbotReacher", "ur10": "UR10Reacher"}
+"""The task of each robot."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    o = cli.parse(Options, argv, "python -m experiments.deploy", __doc__)
+    with cli.failing(RunError, ValueError):
+        twin = _twin(o)
+    with (
+        cli.failing(RobotError),
+        stop_on_signal("stopping the arm; again to abort") as stopped,
+        _connected(o) as robot,
+    ):
+        print("moving to the start pose; then the policy, until Ctrl-C", flush=True)
+        outcome = stream(robot, twin, o.seconds or math.inf, stopped)
+        robot.stop()
+        print(f"stopped: the arm holds its pose\n{outcome.timing}")
+        _remark(o, twin, robot, outcome)
+
+
+def stream(robot: Robot, twin: Twin, seconds: float, stopped: Callable[[], bool]) -> Outcome:
+    """Brings a robot to the twin's pose, then lets it follow, until the time is over or `stopped`.
+
+    Raises:
+      RobotError: if the robot is lost, or can't reach the start pose.
+    """
+    lag = 0.0
+
+    def step() -> None:
+        nonlocal lag
+        q = twin.step()
+        lag = max(lag, float(np.max(np.abs(robot.send(q) - q))))
+
+    ramp(robot, twin.pose, _RATE, stopped=stopped)
+    gc.freeze()  # or the collector walks through all of JAX in the middle of a movement
+    try:
+        timing = pace(step, _RATE, seconds=seconds, stopped=stopped)
+    finally:
+        gc.unfreeze()
+    return Outcome(timing, lag)
+
+
+def _twin(o: Options) -> Twin:
+    """The simulation, on the CPU's engine: its steps are short, and one after another."""
+    task = TASKS[o.robot]
+    key = jax.random.key(o.seed)
+    if o.run_dir is None:
+        env = envs.make(task, "native", profile="servo")
+        return Twin(env, env.expert(), (), key)
+    trained = rundir.read_config(o.run_dir)["env"]
+    if trained != task:
+        raise RunError(f"{o.run_dir} is a run of {trained}; a {o.robot} needs one of {task}")
+    return Twin(*load(o.run_dir, o.checkpoint, engine="native"), key)
+
+
+@contextlib.contextmanager
+def _connected(o: Options) -> Iterator[Robot]:
+    """The robot, or the server that stands in for it."""
+    if o.robot == "ur10":
+        with Ur10(speed=o.speed) as robot:
+            yield robot
+        return
+    options = dict(compatible=o.compatible, speed=o.speed)
+    if not o.dry_run:
+        with Dofbot(o.host, o.port, **options) as robot:
+            yield robot
+        return
+    flags = ["--compatible"] if o.compatible else []
+    with dry_run(*flags, "--speed", str(math.degrees(o.speed))) as server:
+        with Dofbot("127.0.0.1", server.port, **options) as robot:
+            yield robot
+        low, high, _ = server.stop()
+        print(f"the servos were within {low.round(1)} and {high.round(1)} degrees")
+
+
+def _remark(o: Options, twin: Twin, robot: Robot, outcome: Outcome) -> None:
+    """What the user should know of how well the robot followed."""
+    print(f"{TASKS[o.robot]} in simulation: {twin.metric:.0f} goals")
+    if robot.limited:
+        print(f"{robot.limited} commands were outside the joint limits, and clipped")
+    if outcome.lag > 0.1:
+        print(
+            f"the arm was up to {outcome.lag:.2f} rad behind the simulation, which moves faster "
+            f"than --speed {o.speed}: train with --profile servo"
+        )
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,156 @@
+"""A UR10 (or UR5) through ROS 1 and `ur_robot_driver`.
+
+As in `sim2real/ur10.py` of OmniIsaacGymEnvs-UR10Reacher (commit 8f3ea3f): trajectories of one point
+to the scaled position controller, ten times a second. Unlike there, wrist 3 moves too.
+
+ROS is optional and imported when a robot is made: start Python in a shell that has sourced it.
+"""
+
+import contextlib
+import math
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from jaxrobo.deploy.arm_server import LIMITED, REFUSED, Safety
+from jaxrobo.deploy.robot import RobotError
+
+CONTROLLER = "/scaled_pos_joint_traj_controller"
+
+JOINTS = tuple(
+    f"{name}_joint"
+    for name in ("shoulder_pan", "shoulder_lift", "elbow", "wrist_1", "wrist_2", "wrist_3")
+)
+"""The order of the kinematic chain; ROS sorts them by name."""
+
+LIMITS = tuple(
+    (math.radians(lower), math.radians(upper))
+    for lower, upper in ((-135, 135), (-180, -60), (0, 180), (-180, 0), (-180, 0), (-180, 180))
+)
+"""Those of the original's safety variant, rad."""
+
+_SPEED = 3.15
+"""By which the original times its trajectories, rad/s."""
+
+_PERIOD = 0.1
+"""Seconds between trajectories, as in the original."""
+
+
+class Ur10:
+    """A connection to the arm; see `Robot`.
+
+    Attributes:
+      limited: commands that were clipped to the joint limits.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: tuple[tuple[float, float], ...] = LIMITS,
+        speed: float = 0.5,
+        timeout: float = 2.0,
+    ) -> None:
+        """Waits until the driver says where the arm is; nothing is sent before.
+
+        Args:
+          limits: (lower, upper) of each joint, rad.
+          speed: highest speed of a joint, rad/s.
+          timeout: seconds without a word from the driver after which it's lost.
+
+        Raises:
+          RobotError: if there's no ROS, or the driver is silent.
+          ValueError: if speed or timeout isn't positive.
+        """
+        for name, value in (("speed", speed), ("timeout", timeout)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.limited = 0
+        self._timeout, self._sent = timeout, -math.inf
+        self._measured: np.ndarray | None = None
+        self._heard = time.monotonic()
+        ros, state, self._trajectory, self._point = _ros()
+        self._duration = ros.Duration
+        ros.init_node("jaxrobo", anonymous=True, disable_signals=True)
+        self._state = ros.Subscriber(f"{CONTROLLER}/state", state, self._listen)
+        self._command = ros.Publisher(f"{CONTROLLER}/command", self._trajectory, queue_size=1)
+        while self._measured is None:
+            self._check(time.monotonic())
+            time.sleep(0.01)
+        self._safety = Safety(tuple(self._measured), limits, speed, time.monotonic())
+
+    @property
+    def pose(self) -> np.ndarray:
+        """See `Robot.pose`: `[6]`."""
+        return np.array(self._safety.pose)
+
+    def send(self, q: np.ndarray) -> np.ndarray:
+        """See `Robot.send`: `[6]` -> `[6]`."""
+        if np.shape(q) != (len(JOINTS),):
+            raise ValueError(f"a UR10 has 6 joints, got an array of shape {np.shape(q)}")
+        now = time.monotonic()
+        self._check(now)
+        status = self._safety.command(tuple(map(float, q)), now)
+        if status == REFUSED:
+            raise RobotError(f"joint angles {np.asarray(q)} aren't finite; the arm holds its pose")
+        self.limited += status == LIMITED
+        pose = self._safety.step(now)
+        if now - self._sent >= _PERIOD:
+            self._publish(pose)
+            self._sent = now
+        return np.array(pose)
+
+    def stop(self) -> None:
+        """See `Robot.stop`."""
+        self._check(time.monotonic())
+        self._safety.hold()
+        self._publish(self._safety.pose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(RobotError):
+            self.stop()
+        self._state.unregister()
+        self._command.unregister()
+
+    def _listen(self, message: Any) -> None:
+        """Called by ROS in a thread of its own."""
+        angles = dict(zip(message.joint_names, message.actual.positions, strict=True))
+        self._measured = np.array([angles[name] for name in JOINTS])
+        self._heard = time.monotonic()
+
+    def _check(self, now: float) -> None:
+        if now - self._heard > self._timeout:
+            raise RobotError(
+                f"{CONTROLLER}/state has been silent for {self._timeout} s: is ur_robot_driver "
+                "running, and its program on the teach pendant?"
+            )
+
+    def _publish(self, pose: tuple[float, ...]) -> None:
+        """One point, as far away as the slowest joint needs."""
+        way = float(np.max(np.abs(np.subtract(pose, self._measured))))
+        point = self._point(positions=list(pose))
+        point.time_from_start = self._duration(max(way / _SPEED, _PERIOD))
+        self._command.publish(self._trajectory(joint_names=list(JOINTS), points=[point]))
+
+
+def _ros() -> tuple[Any, Any, Any, Any]:
+    """What is needed of ROS: rospy and three messages. Raises RobotError if there's no ROS."""
+    try:
+        import rospy
+        from control_msgs.msg import JointTrajectoryControllerState
+        from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+    except ImportError as error:
+        raise RobotError(
+            f"the UR10 is driven through ROS 1, which is missing here ({error}): run `source "
+            "/opt/ros/noetic/setup.bash`, start ur_robot_driver, then this in the same shell"
+        ) from error
+    return rospy, JointTrajectoryControllerState, JointTrajectory, JointTrajectoryPoint
