@@ -90,7 +90,10 @@ class Env(abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: State, action: jax.Array) -> State:
-        """Advances by one control step. `action`: in [-1, 1], `[action_size]`."""
+        """Advances by one control step. `action`: in [-1, 1], `[action_size]`.
+
+        What comes of a state that is `done` means nothing: simulations may stand still then.
+        """
 
     @property
     @abc.abstractmethod
@@ -283,7 +286,7 @@ class AutoReset(Wrapper):
     def step(self, state: State, action: jax.Array) -> State:
         """See `Env.step`."""
         key = state.info["reset_key"]
-        state = self.env.step(state, action)
+        state = self.env.step(state.replace(done=jnp.zeros_like(state.done)), action)
         final_obs = state.obs
         next_key, key = jax.random.split(key)
         next_key = jnp.where(state.done > 0, next_key, state.info["reset_key"])

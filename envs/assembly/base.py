@@ -204,14 +204,18 @@ class AssemblyEnv(PhysicsEnv):
         return State(data, self._observe(data), jnp.zeros(()), jnp.zeros(()), no, no, metrics, info)
 
     def step(self, state: State, action: jax.Array) -> State:
-        """Follows the action for a tenth of a second, and looks what is assembled."""
+        """Follows the action for a tenth of a second, and looks what is assembled.
+
+        When the episode is over, nothing moves any more.
+        """
         key, kick_key = jax.random.split(state.info["key"])
         action = jnp.clip(action, -1.0, 1.0)
         data = state.data
         if self.config.perturbation:
             data = self._kick(data, kick_key)
         ctrl, last_grip = self._control(data, action, state.info["last_grip"])
-        data, _ = self.physics.step(data, {"ctrl": ctrl}, self.substeps)
+        live = state.done == 0
+        data, _ = self.physics.step(data, {"ctrl": ctrl}, self.substeps, live=live)
         now = state.info["assembled"] | self._assembled(data)
         won = jnp.any(now & ~state.info["assembled"])
         success = jnp.all(now)

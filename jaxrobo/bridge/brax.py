@@ -161,7 +161,7 @@ class _Episodes(base.Wrapper):
 
     def _repeat(self, state: State, action: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         """Applies an action until it's spent or the episode ends, and sums what that brings."""
-        state = self._inner.step(state, action)
+        state = self._inner.step(state.replace(done=jnp.zeros_like(state.done)), action)
 
         def again(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
             live = state.done == 0

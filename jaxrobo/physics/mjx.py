@@ -93,8 +93,14 @@ class MjxPhysics(Physics):
         return self._derive(*self._unpack(state))
 
     def _advance(
-        self, state: PhysicsState, inputs: dict[str, jax.Array], substeps: int, record: bool
+        self,
+        state: PhysicsState,
+        inputs: dict[str, jax.Array],
+        substeps: int,
+        record: bool,
+        live: jax.Array | None,
     ) -> tuple[PhysicsState, jax.Array | None]:
+        del live
         stepped = {k: v for k, v in inputs.items() if v.ndim > getattr(state, k).ndim}
         state = state.replace(**{k: v for k, v in inputs.items() if k not in stepped})
         model, data = self._unpack(state)

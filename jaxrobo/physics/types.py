@@ -141,6 +141,7 @@ class Physics(abc.ABC):
         inputs: Mapping[str, jax.Array] | None = None,
         substeps: int = 1,
         record: Sequence[str] = (),
+        live: jax.Array | None = None,
     ) -> tuple[PhysicsState, dict[str, jax.Array]]:
         """Advances one simulation by `substeps` time steps of the model.
 
@@ -150,6 +151,8 @@ class Physics(abc.ABC):
             with a leading axis `substeps` to be applied one by one. What isn't given stays.
           substeps: number of physics steps, each of `mj_model.opt.timestep` seconds.
           record: names of sensors to return for every substep.
+          live: whether to advance at all; where False the state stays as it is, what is recorded
+            means nothing, and the native engine does no work. []
 
         Returns:
           The state after the last substep, and the recorded sensors, `[substeps, dim]` each, taken
@@ -164,9 +167,11 @@ class Physics(abc.ABC):
         shapes = {k: getattr(state, k).shape for k in INPUTS}
         _check_shapes("input", inputs, shapes, substeps)
         slices = {name: self._sensor_slice(name) for name in record}
-        new, sensors = self._advance(state, inputs, substeps, bool(slices))
+        new, sensors = self._advance(state, inputs, substeps, bool(slices), live)
         held = {k: v if v.ndim == len(shapes[k]) else v[-1] for k, v in inputs.items()}
         new = self._flag(new.replace(**held), inputs)
+        if live is not None:
+            new = jax.tree.map(lambda n, o: jnp.where(live, n, o), new, state)
         return new, {name: sensors[:, s] for name, s in slices.items()}
 
     def model_field(self, name: str) -> np.ndarray:
@@ -196,9 +201,17 @@ class Physics(abc.ABC):
 
     @abc.abstractmethod
     def _advance(
-        self, state: PhysicsState, inputs: dict[str, jax.Array], substeps: int, record: bool
+        self,
+        state: PhysicsState,
+        inputs: dict[str, jax.Array],
+        substeps: int,
+        record: bool,
+        live: jax.Array | None,
     ) -> tuple[PhysicsState, jax.Array | None]:
-        """The state after `substeps`, and `[substeps, nsensordata]` if `record`."""
+        """The state after `substeps`, and `[substeps, nsensordata]` if `record`.
+
+        Unless `live`, both may be anything.
+        """
 
     def _defaults(self) -> dict[str, jax.Array]:
         """The state at the start of a simulation, without what is derived."""

@@ -183,6 +183,25 @@ def test_substeps_in_one_call_or_several_are_the_same(physics, x64):
     assert_trees_equal(state, pieces)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 9, 16])
+def test_only_the_live_advance_and_cost(physics, monkeypatch, count):
+    """Bit for bit as if all did; no more than twice as many rows are computed as live."""
+    n = 16
+    ctrl = jax.random.uniform(jax.random.key(0), (n, NU), minval=-1.0, maxval=1.0)
+    live = jnp.isin(jnp.arange(n), jax.random.permutation(jax.random.key(1), n)[:count])
+    start = jax.vmap(lambda c: physics.init(ctrl=c))(ctrl)
+    one = lambda s, c, l: physics.step(s, {"ctrl": -c}, 5, ["tip"], live=l)
+    everyone, told = jax.vmap(lambda s, c: physics.step(s, {"ctrl": -c}, 5, ["tip"]))(start, ctrl)
+    sizes, lend = [], physics._pool.lend
+    monkeypatch.setattr(physics._pool, "lend", lambda k, v: sizes.append(k) or lend(k, v))
+    some, told_live = jax.vmap(one)(start, ctrl, live)
+    pick = lambda a, b: np.where(live.reshape(n, *[1] * (a.ndim - 1)), a, b)
+    assert_trees_equal(some, jax.tree.map(pick, everyone, start))
+    np.testing.assert_array_equal(told_live["tip"][live], told["tip"][live])
+    assert len(sizes) == 1
+    assert max(1, count) <= sizes[0] <= max(1, 2 * count - 1)
+
+
 def test_float32_differs_from_a_loop_in_float64_by_rounding_only(model, physics):
     qvel, ctrl = perturbed(model, 0)
     state, _ = physics.step(physics.init(qvel=qvel), {"ctrl": ctrl}, 25)
