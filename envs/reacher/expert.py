@@ -14,11 +14,14 @@ RESPONSE = 0.051
 
 _ITERATIONS = 20
 
-_STARTS = 7
+_STARTS = 15
 """Postures, besides the current one, from which solutions are looked for."""
 
 _OFF = 100.0
-"""A solution that is off by 1 cm is as bad as 1 rad more to travel, rad/m."""
+"""A solution that is off by 1 cm is as bad as one that takes a lag longer, 1/m."""
+
+_AT_LIMIT = 0.02
+"""Keeps the time to a limit, which a drive approaches for ever, finite, rad."""
 
 
 def greedy(arm: Arm, chain: Chain, lag: np.ndarray, moving_average: float) -> Policy:
@@ -52,8 +55,8 @@ def greedy(arm: Arm, chain: Chain, lag: np.ndarray, moving_average: float) -> Po
 def _solve(arm: Arm, chain: Chain, goal: jax.Array, q: jax.Array) -> jax.Array:
     """Angles of the chain's joints that put the marker on the goal, rad.
 
-    Of the solutions found, the best; of equals, the nearest to where the arm is (unless the arm has
-    postures of its own to start from).
+    Of the solutions found, the best; of equals, the one that the arm is soonest at (unless the arm
+    has postures of its own to start from).
     """
     solve = jax.vmap(lambda q0: inverse(chain, goal, q0=q0, iterations=_ITERATIONS))
     if arm.postures is not None:
@@ -62,5 +65,15 @@ def _solve(arm: Arm, chain: Chain, goal: jax.Array, q: jax.Array) -> jax.Array:
     q = q[chain.dof_adr]
     spread = np.random.default_rng(0).random((_STARTS, len(chain.joint_names)))
     found = solve(jnp.vstack([q, chain.lower + spread * (chain.upper - chain.lower)]))
-    travel = jnp.max(jnp.abs(found.q - q), axis=-1)
+    lower, upper = jnp.asarray(arm.limits[chain.dof_adr]).T
+    travel = jax.vmap(lambda to: jnp.max(_time(q, to, lower, upper)))(found.q)
     return found.q[jnp.argmin(_OFF * found.pos_error + travel)]
+
+
+def _time(q: jax.Array, to: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
+    """How long each joint takes at best, in lags.
+
+    That is with the target at the limit L ahead: `log((L - q) / (L - to))`.
+    """
+    limit = jnp.where(to > q, upper, lower)
+    return jnp.log((jnp.abs(limit - q) + _AT_LIMIT) / (jnp.abs(limit - to) + _AT_LIMIT))

@@ -65,16 +65,9 @@ def _add_finger(spec: mujoco.MjSpec) -> None:
     """Lets the left finger turn about its root, from -30 to 60 degrees as in NVIDIA's file."""
     fixed = spec.geom("left_finger")
     root = fixed.pos - [0.0, 0.0, fixed.size[2]]
+    look = {k: getattr(fixed, k) for k in ("type", "mass", "material", "contype", "conaffinity")}
+    look |= {"pos": fixed.pos - root, "size": fixed.size.copy()}
+    spec.delete(fixed)
     finger = spec.body("link5").add_body(name="finger_link", pos=root)
     finger.add_joint(name=FINGER, axis=[0, 1, 0], range=[-math.pi / 6, math.pi / 3])
-    finger.add_geom(
-        name="left_finger",
-        type=fixed.type,
-        pos=fixed.pos - root,
-        size=fixed.size,
-        mass=fixed.mass,
-        material=fixed.material,
-        contype=0,
-        conaffinity=0,
-    )
-    spec.delete(fixed)
+    finger.add_geom(name="left_finger", **look)
