@@ -90,7 +90,8 @@ class Counter(Env):
 
     def step(self, state, action):
         obs = {"count": state.obs["count"] * 0 + state.data + 1, "still": jnp.zeros(2)}
-        return state.replace(data=state.data + 1, obs=obs, reward=action[0])
+        no = jnp.zeros((), bool)
+        return state.replace(data=state.data + 1, obs=obs, reward=action[0], truncated=no)
 
     @property
     def action_size(self):

@@ -23,15 +23,15 @@ JOINTS = (
     "wrist_3_joint",
 )
 
-STIFFNESS = 1e6
+STIFFNESS = 4e6
 """Position gain of each joint, N m / rad.
 
 The gains of Isaac Sim's `ur10.usd` aren't published. `DAMPING / STIFFNESS` is the lag of 0.05 s of
-Isaac Lab's UR10 (800 and 40); both gains are multiplied by 1250, so that the arm's inertia and
+Isaac Lab's UR10 (800 and 40); both gains are multiplied by 5000, so that the arm's inertia and
 weight, which the real controller compensates, hardly show.
 """
 
-DAMPING = 5e4
+DAMPING = 2e5
 """Damping of each joint, N m s / rad."""
 
 MAX_SPEED = np.array([2.16, 2.16, 3.15, 3.2, 3.2, 3.2])
