@@ -102,8 +102,8 @@ def _nominal(env: Env, field: str) -> jax.Array:
 class Latency(Wrapper):
     """Actions act, and observations are seen, some control steps late.
 
-    How many is drawn for every episode. The first action acts until the second is due, and the
-    first observation is seen until then; `state` holds what is under way in `info["latency"]`.
+    How many is drawn for every episode. Until the second action is due the first one acts, at once;
+    until the second observation is, the first is seen. What is under way is in `info["latency"]`.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Latency(Wrapper):
 class ObservationNoise(Wrapper):
     """Adds Gaussian noise to observations of the kind "state".
 
-    Its standard deviation is drawn for every episode. [in units of the observation]
+    Its standard deviation, in units of the observation, is drawn for every episode.
     """
 
     def __init__(self, env: Env, low: float, high: float) -> None:

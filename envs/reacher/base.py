@@ -60,7 +60,8 @@ class ReacherConfig:
       upstream_lag: restores the original's order of events (see `Reacher`).
       upstream_quirks: restores what makes the original another learning problem (see `Reacher`).
       stiffness_scale: factor on the position gain of each drive; above 1, its lag is shorter.
-      damping_scale: factor on the damping of each drive; above 1, its lag is longer.
+      damping_scale: factor on the damping of each drive; above 1, its lag is longer, and its speed
+        limit lower.
       mass_scale: factor on the mass and inertia of each link.
       action_latency: control steps by which actions act late, whole numbers.
       observation_latency: control steps by which observations are late, whole numbers.
