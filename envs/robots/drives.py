@@ -18,7 +18,9 @@ def add_drives(
 
     The joint's damping carries the whole drive torque, so that limiting the torque to
     `damping * velocity_cap` limits the speed: `qvel = clip((target - qpos) / lag, -cap, cap)`, if
-    the inertia is small against the damping times the lag.
+    the inertia is small against the damping times the lag. It mustn't be too small: MuJoCo takes an
+    acceleration `stiffness * error / inertia` beyond 1e10 for divergence. Stiff drives of light
+    wrists want an armature.
 
     Args:
       spec: the robot; changed.

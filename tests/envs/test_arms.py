@@ -170,6 +170,18 @@ def test_nothing_collides_and_looks_weigh_nothing(robot):
     assert not model.geom_dataid.max() >= 0  # no meshes
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_widest_jump_of_the_targets_is_not_taken_for_divergence(robot, share):
+    """MuJoCo's own check: accelerations beyond 1e10, before damping."""
+    _, _, model, _ = robot
+    model.body_mass *= share
+    model.body_inertia *= share
+    data = mujoco.MjData(model)
+    data.qpos, data.ctrl = model.jnt_range.T
+    mujoco.mj_forward(model, data)
+    assert abs(data.qacc).max() < 1e9 * 5
+
+
 @pytest.mark.parametrize("cap", [0.0, [1.0, 1.0, 1.0, 1.0, 1.0, -1.0]])
 def test_speed_caps_must_be_positive(robot, cap):
     with pytest.raises(ValueError, match="velocity_cap must be positive, got "):
