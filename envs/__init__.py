@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from envs.assembly import peg_hole
-from envs.reacher import dofbot
+from envs.reacher import dofbot, hiwin, kuka, ur10
+from envs.reacher.base import randomised
 from jaxrobo.env import Env, NaNGuard, PhysicsEnv, TimeLimit
 
 __all__ = ["config_class", "make", "names", "register"]
@@ -14,12 +15,18 @@ __all__ = ["config_class", "make", "names", "register"]
 class _Entry(NamedTuple):
     env_class: Callable[..., PhysicsEnv]
     config_class: type
+    wrap: Callable[[Env, Any], Env]
 
 
 _REGISTRY: dict[str, _Entry] = {}
 
 
-def register(name: str, env_class: Callable[..., PhysicsEnv], config_class: type) -> None:
+def register(
+    name: str,
+    env_class: Callable[..., PhysicsEnv],
+    config_class: type,
+    wrap: Callable[[Env, Any], Env] = lambda env, config: env,
+) -> None:
     """Makes an environment known to `make`.
 
     Args:
@@ -27,13 +34,14 @@ def register(name: str, env_class: Callable[..., PhysicsEnv], config_class: type
       env_class: called as `env_class(config, engine=..., threads=...)`.
       config_class: a frozen dataclass with the fields that `make` takes as options; its field
         `episode_steps` is the time limit.
+      wrap: called as `wrap(env, config)`, for what `config` asks for around the environment.
 
     Raises:
       ValueError: if the name is taken.
     """
     if name in _REGISTRY:
         raise ValueError(f"an environment named {name!r} is registered already")
-    _REGISTRY[name] = _Entry(env_class, config_class)
+    _REGISTRY[name] = _Entry(env_class, config_class, wrap)
 
 
 def names() -> list[str]:
@@ -65,7 +73,7 @@ def make(name: str, engine: str = "auto", threads: int | None = None, **options:
             raise ValueError(f"{name} has no option {option!r}; valid: {', '.join(valid)}")
     config = entry.config_class(**options)
     env = entry.env_class(config, engine=engine, threads=threads)
-    return NaNGuard(TimeLimit(env, config.episode_steps))
+    return NaNGuard(TimeLimit(entry.wrap(env, config), config.episode_steps))
 
 
 def _entry(name: str) -> _Entry:
@@ -75,4 +83,7 @@ def _entry(name: str) -> _Entry:
 
 
 register("PegHole", peg_hole.PegHole, peg_hole.Config)
-register("DofbotReacher", dofbot.DofbotReacher, dofbot.Config)
+register("DofbotReacher", dofbot.DofbotReacher, dofbot.Config, randomised)
+register("UR10Reacher", ur10.UR10Reacher, ur10.Config, randomised)
+register("KukaReacher", kuka.KukaReacher, kuka.Config, randomised)
+register("HiwinReacher", hiwin.HiwinReacher, hiwin.Config, randomised)

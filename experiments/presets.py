@@ -6,6 +6,9 @@ the task's `Config` or of the algorithm's.
 
 from typing import Any
 
+_REACHER = {"evaluate_every": 1_000_000, "num_envs": 2048, "horizon": 16, "epochs": 3}
+"""What all reachers have in common."""
+
 _PEG_HOLE = {"terminate_on_success": True, "observe_errors": True, "action": "delta"}
 """What the task is for all algorithms that train on a CPU. A network that gives poses as changes
 needs tenths of a millimetre of some centimetres, not of the table's width."""
@@ -13,16 +16,15 @@ needs tenths of a millimetre of some centimetres, not of the table's width."""
 _PEG_HOLE_PAPER = {"observe_errors": False, "action": "pos"}
 
 PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
-    ("DofbotReacher", "ppo"): {
-        "steps": 9_000_000,
-        "evaluate_every": 1_000_000,
-        "num_envs": 2048,
-        "horizon": 16,
-        "epochs": 3,
-        "discount": 0.95,  # a goal takes 4 steps
-    },
+    # A goal takes 4 steps.
+    ("DofbotReacher", "ppo"): _REACHER | {"steps": 9_000_000, "discount": 0.95},
     # A goal takes 50 steps.
     ("DofbotReacher", "ppo", "servo"): {"discount": 0.98, "steps": 14_000_000},
+    # A goal takes about 10 steps.
+    ("UR10Reacher", "ppo"): _REACHER | {"steps": 15_000_000, "discount": 0.98},
+    # A goal takes about 50 steps.
+    ("KukaReacher", "ppo"): _REACHER | {"steps": 20_000_000, "discount": 0.99},
+    ("HiwinReacher", "ppo"): _REACHER | {"steps": 20_000_000, "discount": 0.99},
     ("PegHole", "bc"): _PEG_HOLE
     | {
         "steps": 16_000,

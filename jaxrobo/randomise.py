@@ -1,4 +1,4 @@
-"""Domain randomisation: model fields that differ from episode to episode."""
+"""Domain randomisation: model fields, delays and noise that differ from episode to episode."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxrobo.env import Env, State, Wrapper
+from jaxrobo.env import Env, Observation, State, Wrapper
 
 _COMPANIONS = {"body_mass": "body_inertia", "actuator_gainprm": "actuator_biasprm"}
 """Fields that mean nothing without another: the same factor is applied to both."""
@@ -97,3 +97,112 @@ def _nominal(env: Env, field: str) -> jax.Array:
     if value.dtype.kind != "f":
         raise ValueError(f"{field!r} isn't made of real numbers")
     return jnp.asarray(value, jnp.result_type(float))
+
+
+class Latency(Wrapper):
+    """Actions act, and observations are seen, some control steps late.
+
+    How many is drawn for every episode. Until the second action is due the first one acts, at once;
+    until the second observation is, the first is seen. What is under way is in `info["latency"]`.
+    """
+
+    def __init__(
+        self, env: Env, action: tuple[int, int] = (0, 0), observation: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Prepares the delays.
+
+        Args:
+          env: the environment.
+          action: the fewest and the most control steps by which actions are late.
+          observation: the same of observations.
+
+        Raises:
+          ValueError: unless `0 <= fewest <= most`, whole numbers.
+        """
+        super().__init__(env)
+        for name, (low, high) in (("action", action), ("observation", observation)):
+            if low != int(low) or high != int(high) or not 0 <= low <= high:
+                raise ValueError(
+                    f"{name} latency must be whole numbers, 0 <= low <= high, got {(low, high)}"
+                )
+        self._action, self._observation = action, observation
+
+    def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
+        """See `Env.reset`."""
+        key, action_key, observation_key = jax.random.split(key, 3)
+        state = self.env.reset(key, model)
+        draw = lambda key, span: jax.random.randint(key, (), span[0], span[1] + 1)
+        latency = {
+            "first": jnp.ones((), bool),
+            "action_steps": draw(action_key, self._action),
+            "actions": jnp.zeros((self._action[1] + 1, self.action_size)),
+            "observation_steps": draw(observation_key, self._observation),
+            "observations": _repeat(state.obs, self._observation[1] + 1),
+        }
+        return state.replace(info={**state.info, "latency": latency})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """See `Env.step`."""
+        latency = state.info["latency"]
+        actions = _repeat(action, self._action[1] + 1)
+        actions = jnp.where(latency["first"], actions, _push(latency["actions"], action))
+        state = self.env.step(state, actions[latency["action_steps"]])
+        observations = jax.tree.map(_push, latency["observations"], state.obs)
+        seen = jax.tree.map(lambda x: x[latency["observation_steps"]], observations)
+        new = {"first": jnp.zeros((), bool), "actions": actions, "observations": observations}
+        return state.replace(obs=seen, info={**state.info, "latency": {**latency, **new}})
+
+
+class ObservationNoise(Wrapper):
+    """Adds Gaussian noise to observations of the kind "state".
+
+    Its standard deviation, in units of the observation, is drawn for every episode.
+    """
+
+    def __init__(self, env: Env, low: float, high: float) -> None:
+        """Prepares the noise.
+
+        Args:
+          env: the environment.
+          low: the least standard deviation.
+          high: the greatest.
+
+        Raises:
+          ValueError: unless `0 <= low <= high`.
+        """
+        super().__init__(env)
+        if not 0 <= low <= high:
+            raise ValueError(f"observation noise must be 0 <= low <= high, got {(low, high)}")
+        self._low, self._high = low, high
+
+    def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
+        """See `Env.reset`."""
+        key, draw_key, noise_key = jax.random.split(key, 3)
+        std = jax.random.uniform(draw_key, minval=self._low, maxval=self._high)
+        return self._disturb(self.env.reset(key, model), noise_key, std)
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """See `Env.step`."""
+        noise = state.info["observation_noise"]
+        return self._disturb(self.env.step(state, action), noise["key"], noise["std"])
+
+    def _disturb(self, state: State, key: jax.Array, std: jax.Array) -> State:
+        next_key, key = jax.random.split(key)
+        obs, tree = jax.tree.flatten(state.obs)
+        kinds = [spec.kind for spec in jax.tree.leaves(self.observation_spec)]
+        keys = jax.random.split(key, len(obs))
+        obs = [
+            x + std * jax.random.normal(k, x.shape) if kind == "state" else x
+            for x, k, kind in zip(obs, keys, kinds, strict=True)
+        ]
+        info = {**state.info, "observation_noise": {"key": next_key, "std": std}}
+        return state.replace(obs=jax.tree.unflatten(tree, obs), info=info)
+
+
+def _repeat(tree: Observation, times: int) -> Observation:
+    return jax.tree.map(lambda x: jnp.repeat(x[None], times, axis=0), tree)
+
+
+def _push(queue: jax.Array, newest: jax.Array) -> jax.Array:
+    """A queue `[k, ...]`, newest first, without its oldest."""
+    return jnp.concatenate([newest[None], queue[:-1]])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import envs
-from jaxrobo.randomise import Randomise, Uniform
+from jaxrobo.env import Env, Spec, State, TimeLimit, vectorise
+from jaxrobo.randomise import Latency, ObservationNoise, Randomise, Uniform
 
 
 def make(fields, engine="native"):
@@ -77,3 +78,90 @@ def test_bad_distributions_are_refused():
         Uniform(2, 1)
     with pytest.raises(ValueError, match="unknown operation 'add'"):
         Uniform(1, 2, "add")
+
+
+class Counter(Env):
+    """Counts from 0; the reward is the action that acts. `still` is of another kind."""
+
+    def reset(self, key, model=None):
+        no = jnp.zeros((), bool)
+        obs = {"count": jnp.zeros(1), "still": jnp.zeros(2)}
+        return State(jnp.zeros(()), obs, jnp.zeros(()), jnp.zeros(()), no, no)
+
+    def step(self, state, action):
+        obs = {"count": state.obs["count"] * 0 + state.data + 1, "still": jnp.zeros(2)}
+        no = jnp.zeros((), bool)
+        return state.replace(data=state.data + 1, obs=obs, reward=action[0], truncated=no)
+
+    @property
+    def action_size(self):
+        return 1
+
+    @property
+    def observation_spec(self):
+        return {"count": Spec((1,)), "still": Spec((2,), kind="points")}
+
+
+def played(env, key, steps=6):
+    """What acts and what is seen, when actions count 10, 11, 12, ..."""
+    state, rewards, seen = env.reset(key), [], []
+    seen.append(float(state.obs["count"][0]))
+    for i in range(steps):
+        state = env.step(state, jnp.array([10.0 + i]))
+        rewards.append(float(state.reward))
+        seen.append(float(state.obs["count"][0]))
+    return rewards, seen, state
+
+
+@pytest.mark.parametrize("late", [0, 1, 3])
+def test_latency_delays_actions_and_observations(late):
+    env = Latency(Counter(), action=(late, late), observation=(late, late))
+    rewards, seen, _ = played(env, jax.random.key(0))
+    assert rewards == [10 + max(0, i - late) for i in range(6)]
+    assert seen == [max(0, i - late) for i in range(7)]
+
+
+def test_latencies_are_drawn_apart_for_every_episode():
+    env = Latency(Counter(), action=(1, 3), observation=(0, 1))
+    drawn = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 200)).info["latency"]
+    pairs = np.stack([drawn["action_steps"], drawn["observation_steps"]], -1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    assert found.tolist() == [[a, o] for a in (1, 2, 3) for o in (0, 1)]
+    assert counts.min() > 15
+
+
+def test_latency_survives_automatic_resets():
+    """Nothing of one episode shows in the next."""
+    env = vectorise(TimeLimit(Latency(Counter(), (1, 1), (1, 1)), 3), 2)
+    state, seen, rewards = env.reset(jax.random.key(0)), [], []
+    for i in range(6):
+        state = env.step(state, jnp.full((2, 1), 10.0 + i))
+        seen.append(float(state.obs["count"][0, 0]))
+        rewards.append(float(state.reward[0]))
+    assert seen == [0, 1, 0, 0, 1, 0]
+    assert rewards == [10, 10, 11, 13, 13, 14]
+
+
+def test_noise_has_the_episodes_deviation_and_leaves_other_kinds_alone():
+    env = ObservationNoise(Counter(), 0.2, 0.4)
+    many = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2000))
+    std = np.asarray(many.info["observation_noise"]["std"])
+    assert 0.2 <= std.min() < 0.21 < 0.39 < std.max() <= 0.4
+    ratio = np.asarray(many.obs["count"][:, 0]) / std
+    assert ratio.std() == pytest.approx(1, abs=0.06)
+    assert ratio.mean() == pytest.approx(0, abs=0.07)
+    rewards, seen, state = played(env, jax.random.key(2))
+    off = np.array(seen) - np.arange(7)
+    assert rewards == [10, 11, 12, 13, 14, 15]
+    assert len(np.unique(off)) == 7
+    assert 0 < abs(off).max() < 4 * 0.4
+    assert not state.obs["still"].any()
+
+
+def test_bad_delays_and_noise_are_refused():
+    with pytest.raises(ValueError, match=r"action latency must be whole .*, got \(2, 1\)"):
+        Latency(Counter(), action=(2, 1))
+    with pytest.raises(ValueError, match=r"observation latency must be whole .*, got \(0, 1.5\)"):
+        Latency(Counter(), observation=(0, 1.5))
+    with pytest.raises(ValueError, match=r"observation noise must be .*, got \(-1, 0\)"):
+        ObservationNoise(Counter(), -1, 0)

@@ -6,9 +6,12 @@ geometry is our own.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import mujoco
+
+from envs.robots.drives import add_drives
 
 JOINTS = tuple(f"joint{i}" for i in range(1, 6))
 
@@ -26,25 +29,45 @@ SERVO_SPEED = 1.0
 """Velocity limit of every joint in the URDF, rad/s."""
 
 
-def load(velocity_cap: float = math.inf) -> mujoco.MjSpec:
+FINGER = "finger"
+"""The joint that `gripper=True` adds, of the left finger."""
+
+GRIPPER_LAG = 10 / 1000
+"""Lag of the wrist and the finger with `gripper=True`, s.
+
+NVIDIA's `dofbot.usd` drives its wrist with 1000 N m / degree and 10 N m s / degree.
+"""
+
+
+def load(velocity_cap: float | Sequence[float] = math.inf, gripper: bool = False) -> mujoco.MjSpec:
     """The arm with a position drive in each joint: a first-order lag of 0.0506 s behind its target.
 
-    The joint's damping carries the whole drive torque, so that limiting the torque to
-    `DAMPING * velocity_cap` limits the speed: `qvel = clip((target - qpos) / lag, -cap, cap)`.
-
     Args:
-      velocity_cap: highest speed of a joint, rad/s.
+      velocity_cap: highest speed of all joints or of each, rad/s.
+      gripper: adds a sixth joint, `FINGER`, and drives it and the wrist as NVIDIA's `dofbot.usd`
+        does. Of the file's six joints of the fingers, which are not public, it's the one that the
+        original's task commands.
 
     Raises:
-      ValueError: if the cap isn't positive.
+      ValueError: if a cap isn't positive.
     """
-    if not velocity_cap > 0:
-        raise ValueError(f"velocity_cap must be positive, got {velocity_cap}")
     spec = mujoco.MjSpec.from_file(str(Path(__file__).with_suffix(".xml")))
-    for name in JOINTS:
-        spec.joint(name).damping = [DAMPING, 0, 0]
-        drive = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        drive.set_to_position(kp=STIFFNESS)
-        if math.isfinite(velocity_cap):
-            drive.forcerange = [-DAMPING * velocity_cap, DAMPING * velocity_cap]
+    if not gripper:
+        add_drives(spec, JOINTS, STIFFNESS, DAMPING, velocity_cap)
+        return spec
+    _add_finger(spec)
+    damping = [DAMPING] * 4 + [STIFFNESS * GRIPPER_LAG] * 2
+    add_drives(spec, (*JOINTS, FINGER), STIFFNESS, damping, velocity_cap)
     return spec
+
+
+def _add_finger(spec: mujoco.MjSpec) -> None:
+    """Lets the left finger turn about its root, from -30 to 60 degrees as in NVIDIA's file."""
+    fixed = spec.geom("left_finger")
+    root = fixed.pos - [0.0, 0.0, fixed.size[2]]
+    look = {k: getattr(fixed, k) for k in ("type", "mass", "material", "contype", "conaffinity")}
+    look |= {"pos": fixed.pos - root, "size": fixed.size.copy()}
+    spec.delete(fixed)
+    finger = spec.body("link5").add_body(name="finger_link", pos=root)
+    finger.add_joint(name=FINGER, axis=[0, 1, 0], range=[-math.pi / 6, math.pi / 3])
+    finger.add_geom(name="left_finger", **look)

@@ -17,6 +17,7 @@ from jaxrobo import rendering, training
 from jaxrobo.rollout import episode_key
 
 REACHER = ["--env", "DofbotReacher"]
+VALID = "valid: DofbotReacher, HiwinReacher, KukaReacher, PegHole, UR10Reacher"
 
 
 def refusal(main, argv, capsys):
@@ -34,8 +35,8 @@ def refusal(main, argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ["--env is missing", "valid: DofbotReacher, PegHole"]),
-        (["--env", "Foo"], ["unknown environment 'Foo'", "valid: DofbotReacher, PegHole"]),
+        ([], ["--env is missing", VALID]),
+        (["--env", "Foo"], ["unknown environment 'Foo'", VALID]),
         ([*REACHER, "--algo", "foo"], ["unknown algorithm 'foo'", "valid: ppo"]),
         ([*REACHER, "--engine", "foo"], ["'foo'", "'auto', 'native', 'mjx'"]),
         ([*REACHER, "--profile", "foo"], ["'foo'", "'isaac', 'servo'"]),
@@ -100,7 +101,7 @@ def test_the_command_exits_with_2_and_without_a_traceback():
     command = [sys.executable, "-m", "experiments.train", "--env", "Foo"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: unknown environment 'Foo'; valid: DofbotReacher, PegHole\n"
+    assert done.stderr == f"error: unknown environment 'Foo'; {VALID}\n"
 
 
 def test_flags_override_presets_which_override_defaults():

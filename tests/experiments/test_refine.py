@@ -267,7 +267,7 @@ def test_a_folder_of_another_refinement_is_refused(straight, capsys, argv, words
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--env", "Foo"], "unknown environment 'Foo'; valid: Coin, DofbotReacher, PegHole"),
+        (["--env", "Foo"], "unknown environment 'Foo'; valid: Coin, DofbotReacher, HiwinReacher, "),
         (["--episodes", "0"], "episodes must be at least 1, got 0"),
         (["--test-episodes", "0"], "test_episodes must be at least 1, got 0"),
         (["--seed", "-1"], "seed must not be negative, got -1"),
