@@ -242,7 +242,7 @@ def test_a_base_that_changed_is_refused(straight, tmp_path, capsys):
     with pytest.raises(SystemExit):
         refine.main(argv)
     message = capsys.readouterr().err
-    assert "refined was started with other inputs (a data set, a frozen policy)" in message
+    assert "refined was started with another configuration: base_fingerprint is" in message
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,6 @@ def test_a_base_that_changed_is_refused(straight, tmp_path, capsys):
         ([], ["{run} exists: resume the run, or choose another folder"]),
         (["--resume", "--seed", "4"], ["refinement.seed is 3 there, 4 here"]),
         (["--resume", "--episodes", "5"], ["refinement.episodes is 3 there, 5 here"]),
-        (["--resume", "--test-episodes", "5"], ["refinement.test_episodes is 12 there, 5 here"]),
         (["--resume", "--preset", "paper"], ["refinement.preset is 'cpu' there, 'paper' here"]),
         (["--resume", "--act", "-0.2"], ["task.act is -0.25 there, -0.2 here"]),
     ],
