@@ -13,6 +13,7 @@ from flax import struct
 from jaxrobo.env import Env, PhysicsEnv
 from jaxrobo.policy import Params, Policy
 from jaxrobo.rollout import RolloutState, restart, rollout, start
+from jaxrobo.viewer.shapes import Pieces, poses
 
 NOBODY = -1
 """The simulation taken over if none is."""
@@ -58,6 +59,33 @@ class Abilities(NamedTuple):
     goals: bool
 
 
+@struct.dataclass
+class Frame:
+    """What a page shows of `n` simulations of `k` pieces.
+
+    Attributes:
+      pos: where the pieces are in the simulations' own coordinates, m. [n, k, 3]
+      quat: how they're turned, wxyz. [n, k, 4]
+      goal: positions of the goals, m; None if there are none. [n, 3]
+      distance: of each tip from its goal, m; None if there's no such thing. [n]
+      reward: of the last step. [n]
+      episode: sums over the running episodes, as `RolloutState.episode` has them. [n]
+      taken: see `Session`. []
+      manual: see `Session`. [action_size]
+      qpos: joint positions. [n, nq]
+    """
+
+    pos: jax.Array
+    quat: jax.Array
+    goal: jax.Array | None
+    distance: jax.Array | None
+    reward: jax.Array
+    episode: dict[str, jax.Array]
+    taken: jax.Array
+    manual: jax.Array
+    qpos: jax.Array
+
+
 def abilities(env: Env) -> Abilities:
     """What can be done by hand in an environment.
 
@@ -70,9 +98,8 @@ def abilities(env: Env) -> Abilities:
     driven = ()
     if env.action_size == model.nu and all(model.actuator_trntype == joint):
         driven = tuple(model.joint(i).name for i in model.actuator_trnid[:, 0])
-    relative = getattr(getattr(env, "config", None), "relative_control", False)
     info = jax.eval_shape(env.reset, jax.random.key(0)).info
-    return Abilities(driven, bool(relative), GOAL in info)
+    return Abilities(driven, _is_relative(env), GOAL in info)
 
 
 def begin(env: Env, policy: Policy, num_envs: int, key: jax.Array) -> Session:
@@ -111,12 +138,33 @@ def step(env: Env, policy: Policy, params: Params, session: Session) -> Session:
         return rollout(env, by_hand, given, state, 1, auto_reset=False)
 
     state, transition = jax.vmap(advance)(state, taken)
-    manual = jnp.where(abilities(env).relative, jnp.zeros_like(session.manual), session.manual)
     return session.replace(
         rollout=state,
         action=jnp.clip(transition.action[:, 0], -1.0, 1.0),
-        manual=manual,
+        manual=jnp.zeros_like(session.manual) if _is_relative(env) else session.manual,
         steps=session.steps + 1,
+    )
+
+
+def look(env: Env, looks: Pieces, session: Session) -> Frame:
+    """What can be seen and read of all simulations now."""
+    state = session.rollout.env
+    pos, quat = jax.vmap(lambda data: poses(looks, data))(state.data)
+    goal = state.info.get(GOAL)
+    distance = None
+    if goal is not None and TIP in (env.mj_model.site(i).name for i in range(env.mj_model.nsite)):
+        tip = state.data.site_xpos[:, env.mj_model.site(TIP).id]
+        distance = jnp.linalg.norm(tip - goal, axis=-1)
+    return Frame(
+        pos=pos,
+        quat=quat,
+        goal=goal,
+        distance=distance,
+        reward=state.reward,
+        episode=session.rollout.episode,
+        taken=session.taken,
+        manual=session.manual,
+        qpos=state.data.qpos,
     )
 
 
@@ -166,6 +214,10 @@ def move_goal(session: Session, index: int, pos: jax.Array) -> Session:
     goals = state.info[GOAL].at[index].set(pos)
     state = state.replace(info={**state.info, GOAL: goals})
     return session.replace(rollout=session.rollout.replace(env=state))
+
+
+def _is_relative(env: Env) -> bool:
+    return bool(getattr(getattr(env, "config", None), "relative_control", False))
 
 
 def _check(session: Session, index: int) -> None:

@@ -70,9 +70,15 @@ def pieces(model: mujoco.MjModel) -> Pieces:
         if model.site_group[i] < _VISIBLE_GROUPS and (rgba := model.site_rgba[i])[3] > 0:
             place = model.site_bodyid[i], model.site_pos[i], model.site_quat[i]
             found += _split(model.site_type[i], *place, model.site_size[i], rgba, "")
-    columns = list(zip(*found, strict=True)) or [[] for _ in _Piece._fields]
-    arrays = [np.array(column) for column in columns[:-1]]
-    return Pieces(*arrays, form=tuple(columns[-1]))
+    column = lambda name, *shape: np.array([getattr(p, name) for p in found]).reshape(-1, *shape)
+    return Pieces(
+        body=column("body").astype(int),
+        pos=column("pos", 3),
+        quat=column("quat", 4),
+        size=column("size", 3),
+        rgba=column("rgba", 4),
+        form=tuple(piece.form for piece in found),
+    )
 
 
 def mesh(model: mujoco.MjModel, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +95,7 @@ def poses(looks: Pieces, data: PhysicsState) -> tuple[jax.Array, jax.Array]:
 
 
 def grid(env: PhysicsEnv, num_envs: int) -> np.ndarray:
-    """Where the simulations stand, side by side in a square around the origin, m. `[n, 3]`"""
+    """Where the simulations stand, `[n, 3]` in m: side by side in a square around the origin."""
     columns = math.ceil(math.sqrt(num_envs))
     row, column = np.divmod(np.arange(num_envs), columns)
     places = np.stack([column, row, np.zeros(num_envs)], axis=1)
@@ -114,7 +120,7 @@ def _split(
     """The pieces of a geom or site."""
     r, half = size[:2]
     piece = lambda form, size, pos=pos: _Piece(body, pos, quat, np.asarray(size), rgba, form)
-    match kind:
+    match _TYPES(kind):
         case _TYPES.mjGEOM_BOX:
             return [piece(BOX, size)]
         case _TYPES.mjGEOM_SPHERE:
