@@ -13,8 +13,9 @@ from jaxrobo.viewer.player import SPEEDS, Player
 from jaxrobo.viewer.session import GOAL, NOBODY, Frame
 
 try:
-    import trimesh
     import viser
+
+    from jaxrobo.viewer.batches import make_batches
 except ImportError as error:
     raise ImportError(
         f"jaxrobo.viewer.page needs viser ({error}): pip install 'jaxrobo[play]'"
@@ -28,7 +29,6 @@ NUDGE = 0.05
 
 _FRAMES_PER_SECOND = 30.0
 _TEXTS_PER_SECOND = 4.0
-_CHOSEN = (255, 190, 40)
 _HELP = "Click one to take it over. Keys, if taken over: {keys} turn its joints, Esc gives it back."
 
 # viser moves its camera by some of these keys, of which it reads the place on the keyboard
@@ -61,7 +61,9 @@ class Page:
       frames: how many have been sent.
     """
 
-    def __init__(self, player: Player, title: str, host: str = "127.0.0.1", port: int = 8080):
+    def __init__(
+        self, player: Player, title: str, host: str = "127.0.0.1", port: int = 8080
+    ) -> None:
         """Starts the server.
 
         Args:
@@ -78,10 +80,7 @@ class Page:
         self._chosen = 0
         self._shown = NOBODY
         frame = player.look()
-        self._batches = [
-            _Batch(self._server, player, form, opaque, frame, self._places)
-            for form, opaque in sorted({*_kinds(player.looks)})
-        ]
+        self._batches = make_batches(self._server, player, frame, self._places)
         for batch in self._batches:
             batch.handle.on_click(self._click(len(batch.rows)))
         self._set_scene()
@@ -111,7 +110,7 @@ class Page:
 
     def _set_scene(self) -> None:
         model, extent = self.player.env.visual_model, self.player.env.visual_model.stat.extent
-        size = np.ptp(self._places, axis=0).max() + 2 * extent
+        size = np.ptp(self._places, axis=0).max() + 1.2 * extent
         look_at = np.array([0.0, 0.0, 0.25 * extent])
         camera = self._server.initial_camera
         camera.look_at = look_at
@@ -213,18 +212,11 @@ class Page:
         )
         self._dragged = False
 
-        @handle.on_drag_start
-        async def _(_: Any) -> None:
-            self._dragged = True
-
         @handle.on_update
         async def _(event: Any) -> None:
-            if self._dragged and event.client is not None:
+            if event.client is not None:  # not by this program
+                self._dragged = event.phase != "end"
                 self.player.move_goal(self._chosen, handle.position - self._places[self._chosen])
-
-        @handle.on_drag_end
-        async def _(_: Any) -> None:
-            self._dragged = False
 
         return handle
 
@@ -242,65 +234,11 @@ class Page:
 
     def _write(self, frame: Frame) -> None:
         taken = int(frame.taken)
-        for slider, value in zip(self._sliders, frame.manual, strict=bool(self._sliders)):
+        for i, slider in enumerate(self._sliders):
             slider.disabled = taken == NOBODY
             if taken != NOBODY:
-                slider.value = round(float(value), 2)
+                slider.value = round(float(frame.manual[i]), 2)
         self._text.content = summary(frame, self._chosen, self.player.env.metric.name)
-
-
-class _Batch:
-    """All pieces of one form in all simulations: simulation by simulation, those of one together.
-
-    Attributes:
-      rows: which pieces of the looks they are.
-      handle: what viser moves.
-    """
-
-    def __init__(
-        self,
-        server: Any,
-        player: Player,
-        form: str,
-        opaque: bool,
-        frame: Frame,
-        places: np.ndarray,
-    ) -> None:
-        looks, n = player.looks, player.num_envs
-        self.rows = np.array([i for i, k in enumerate(_kinds(looks)) if k == (form, opaque)])
-        self._colours = (255 * looks.rgba[self.rows, :3]).astype(np.uint8)
-        self._num_envs = n
-        vertices, faces = _mesh(player.env.visual_model, form)
-        pos, quat = self._poses(frame, places)
-        self.handle = server.scene.add_batched_meshes_simple(
-            f"/simulations/{form}{'' if opaque else ' (transparent)'}",
-            vertices,
-            faces,
-            quat,
-            pos,
-            batched_scales=np.tile(looks.size[self.rows], (n, 1)).astype(np.float32),
-            batched_colors=np.tile(self._colours, (n, 1)),
-            opacity=None if opaque else float(looks.rgba[self.rows, 3].min()),
-            lod="off",
-            flat_shading=form != shapes.SPHERE,
-            cast_shadow=False,
-            receive_shadow=False,
-        )
-
-    def move(self, frame: Frame, places: np.ndarray) -> None:
-        """Puts them where they are now."""
-        self.handle.batched_positions, self.handle.batched_wxyzs = self._poses(frame, places)
-
-    def paint(self, taken: int) -> None:
-        """Gives them their colours; the simulation that is taken over has one of its own."""
-        colours = np.tile(self._colours, (self._num_envs, 1, 1))
-        if taken != NOBODY:
-            colours[taken] = (0.4 * colours[taken] + 0.6 * np.array(_CHOSEN)).astype(np.uint8)
-        self.handle.batched_colors = colours.reshape(-1, 3)
-
-    def _poses(self, frame: Frame, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pos = frame.pos[:, self.rows] + places[:, None]
-        return pos.reshape(-1, 3).astype(np.float32), frame.quat[:, self.rows].reshape(-1, 4)
 
 
 def summary(frame: Frame, index: int, metric: str) -> str:
@@ -314,22 +252,3 @@ def summary(frame: Frame, index: int, metric: str) -> str:
     lines.append(f"this episode: {sums['length'][index]:.0f} steps, {sums['reward'][index]:.1f}")
     lines.append(f"{metric} {sums[metric][index]:.0f}; of all {np.mean(sums[metric]):.2f}")
     return "  \n".join(lines)
-
-
-def _kinds(looks: shapes.Pieces) -> list[tuple[str, bool]]:
-    """What goes into one batch: the form, and whether it's opaque."""
-    return [(form, bool(a >= 1)) for form, a in zip(looks.form, looks.rgba[:, 3], strict=True)]
-
-
-def _mesh(model: Any, form: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices and faces of a form."""
-    match form:
-        case shapes.BOX:
-            made = trimesh.creation.box((2.0, 2.0, 2.0))
-        case shapes.CYLINDER:
-            made = trimesh.creation.cylinder(1.0, 2.0, sections=20)
-        case shapes.SPHERE:
-            made = trimesh.creation.icosphere(subdivisions=2)
-        case _:
-            return shapes.mesh(model, form)
-    return made.vertices, made.faces
