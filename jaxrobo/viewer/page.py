@@ -74,6 +74,7 @@ class Page:
         """
         self.player = player
         self.frames = 0
+        self._closed = False
         self._server = viser.ViserServer(host, port, title, verbose=False)
         self.url = f"http://{host}:{self._server.get_port()}"
         self._places = shapes.grid(player.env, player.num_envs)
@@ -90,10 +91,10 @@ class Page:
         self._sliders = self._hands() if player.abilities.joints else []
 
     def run(self, seconds: float = float("inf")) -> None:
-        """Plays for some time, and draws at most 30 frames a second."""
+        """Plays for some time or until `close`, and draws at most 30 frames a second."""
         end = time.monotonic() + seconds
         drawn = written = 0.0
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < end and not self._closed:
             wait = self.player.tick()
             if now - drawn >= 1 / _FRAMES_PER_SECOND:
                 frame = self.player.look()
@@ -106,6 +107,7 @@ class Page:
 
     def close(self) -> None:
         """Stops the server."""
+        self._closed = True
         self._server.stop()
 
     def _set_scene(self) -> None:
