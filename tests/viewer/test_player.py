@@ -42,8 +42,10 @@ def test_time_passes_as_it_should(playing):
     second = 1 / playing.env.dt
     assert steps(playing, 0.5) == pytest.approx(0.5 * second, abs=1)
     playing.speed = 4.0
+    steps(playing, 0.02)  # what was due at the old speed
     assert steps(playing, 0.25) == pytest.approx(second, abs=1)
     playing.speed = 0.1
+    steps(playing, 0.02)
     assert steps(playing, 1.0) == pytest.approx(0.1 * second, abs=1)
 
 
