@@ -77,7 +77,7 @@ class Page:
         self._closed = False
         self._server = viser.ViserServer(host, port, title, verbose=False)
         self.url = f"http://{host}:{self._server.get_port()}"
-        self._places = shapes.grid(player.env, player.num_envs)
+        self._places = shapes.grid(player.env.visual_model, player.num_envs)
         self._chosen = 0
         self._shown = NOBODY
         frame = player.look()
@@ -118,6 +118,7 @@ class Page:
         camera.look_at = look_at
         camera.position = look_at + size * np.array([0.75, -0.45, 0.5])
         grid = {"width": size, "height": size, "cell_size": extent / 10, "section_size": extent}
+        self._server.scene.configure_default_lights(cast_shadow=False)  # shadows cost much
         floor = np.array([0.0, 0.0, shapes.floor(model) - 1e-3])
         self._server.scene.add_grid("/floor", **grid, position=floor)
 

@@ -12,7 +12,6 @@ import mujoco
 import numpy as np
 from flax import struct
 
-from jaxrobo.env import PhysicsEnv
 from jaxrobo.physics import PhysicsState
 from jaxrobo.physics.rotations import quat_multiply, quat_rotate
 
@@ -94,12 +93,20 @@ def poses(looks: Pieces, data: PhysicsState) -> tuple[jax.Array, jax.Array]:
     return xpos + quat_rotate(xquat, looks.pos), quat_multiply(xquat, looks.quat)
 
 
-def grid(env: PhysicsEnv, num_envs: int) -> np.ndarray:
-    """Where the simulations stand, `[n, 3]` in m: side by side in a square around the origin."""
+def grid(model: mujoco.MjModel, num_envs: int) -> np.ndarray:
+    """Where the simulations stand, `[n, 3]` in m: side by side in a square around the origin.
+
+    They are as far apart as the model says it's large (`stat.extent`), and as its geoms are wide.
+    """
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    solid = model.geom_type != _TYPES.mjGEOM_PLANE
+    centre, radius = data.geom_xpos[solid, :2], model.geom_rbound[solid, None]
+    width = np.ptp(np.concatenate([centre - radius, centre + radius, [[0.0, 0.0]]]), axis=0).max()
     columns = math.ceil(math.sqrt(num_envs))
     row, column = np.divmod(np.arange(num_envs), columns)
     places = np.stack([column, row, np.zeros(num_envs)], axis=1)
-    return env.visual_model.stat.extent * (places - [(columns - 1) / 2, (columns - 1) / 2, 0])
+    return max(width, model.stat.extent) * (places - [(columns - 1) / 2, (columns - 1) / 2, 0])
 
 
 def floor(model: mujoco.MjModel) -> float:

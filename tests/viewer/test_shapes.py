@@ -81,11 +81,12 @@ def test_nothing_to_see():
     assert looks.pos.shape == (0, 3)
 
 
-def test_grid_is_centred(model):
-    class Env:
-        visual_model = model
-
-    places = shapes.grid(Env(), 4)
-    np.testing.assert_allclose(places.mean(axis=0), 0, atol=1e-12)
-    gaps = np.linalg.norm(places[:, None] - places[None], axis=-1)[~np.eye(4, dtype=bool)]
-    assert gaps.min() == pytest.approx(model.stat.extent)
+def test_grid_is_centred_and_keeps_simulations_apart():
+    """A rod of half length 1 along x is wider than the extent that its model claims, 0.5."""
+    rod = "<geom type='capsule' fromto='-0.9 0 0 0.9 0 0' size='0.1'/>"
+    text = f"<mujoco><statistic extent='0.5'/><worldbody>{rod}</worldbody></mujoco>"
+    places = shapes.grid(mujoco.MjModel.from_xml_string(text), 4)
+    np.testing.assert_allclose(places, [[-1, -1, 0], [1, -1, 0], [-1, 1, 0], [1, 1, 0]])
+    text = text.replace("0.5", "3")
+    places = shapes.grid(mujoco.MjModel.from_xml_string(text), 1)
+    np.testing.assert_array_equal(places, [[0, 0, 0]])
