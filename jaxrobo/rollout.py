@@ -121,7 +121,7 @@ def rollout(
     def block(state: RolloutState, _: None) -> tuple[RolloutState, Transition]:
         state, transitions = _block(env, policy, params, state, idle=not auto_reset)
         if auto_reset:
-            state = _restart(env, policy, state)
+            state = restart(env, policy, state)
         return state, transitions
 
     state, transitions = jax.lax.scan(block, state, length=steps // policy.period)
@@ -194,8 +194,8 @@ def _add(episode: dict[str, jax.Array], state: State) -> dict[str, jax.Array]:
     return {k: v + step[k] for k, v in episode.items()}
 
 
-def _restart(env: Env, policy: Policy, state: RolloutState) -> RolloutState:
-    """Starts a finished simulation anew."""
+def restart(env: Env, policy: Policy, state: RolloutState) -> RolloutState:
+    """Starts a finished simulation anew, and the policy in it; leaves one that runs as it is."""
     done = state.env.done > 0
     key, env_key, policy_key = jax.random.split(state.key, 3)
     new = reset_done(env, state.env, env_key)

@@ -1,0 +1,98 @@
+"""How smooth is the live page?
+
+Frames a second that the server sends of 64 arms under a policy, and that a headless Chromium on the
+same machine applies. Needs viser, chromium and chromedriver.
+"""
+
+import dataclasses
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import tyro
+
+import envs
+from benchmarks.common import report
+from jaxrobo.policy import uniform
+from jaxrobo.viewer import Player
+from jaxrobo.viewer.page import Page
+from tests.viewer.browser import MISSING, Browser
+
+# At every frame of the browser, whether some poses of the first batch differ from those before.
+_COUNT = """
+const batch = Object.keys(window.__viserMutable.nodeRefFromName).find((name) =>
+  name.startsWith('/simulations/'));
+let mesh = null;
+window.__viserMutable.nodeRefFromName[batch].traverse((node) => {
+  if (node.matricesTexture) mesh = node;
+});
+window.applied = 0;
+let before = '';
+const look = () => {
+  const now = mesh.matricesTexture.image.data.slice(0, 512).join();
+  if (now !== before) window.applied += 1;
+  before = now;
+  requestAnimationFrame(look);
+};
+look();
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the benchmark.
+
+    Attributes:
+      env: the environment.
+      policy: what acts: the scripted expert or random actions.
+      num_envs: simulations on the page.
+      seconds: how long to count.
+      out: where to write JSON.
+    """
+
+    env: str = "DofbotReacher"
+    policy: str = "expert"
+    num_envs: int = 64
+    seconds: float = 20.0
+    out: Path | None = None
+
+
+def main(options: Options) -> None:
+    """Prints the table."""
+    if MISSING:
+        raise SystemExit(MISSING)
+    env = envs.make(options.env)
+    policy = env.expert() if options.policy == "expert" else uniform(env.action_size)
+    page = Page(Player(env, policy, (), options.num_envs), options.env, port=0)
+    page.run(1.0)
+    player = threading.Thread(target=page.run, daemon=True)
+    player.start()
+    try:
+        with tempfile.TemporaryDirectory() as profile, Browser(profile) as browser:
+            browser.open(page.url)
+            while "taken over" not in browser.run("return document.body.innerText"):
+                time.sleep(0.5)
+            browser.run(_COUNT)
+            row = _measure(page, browser, options.seconds)
+    finally:
+        page.close()
+    row = {"env": options.env, "policy": options.policy, "simulations": options.num_envs} | row
+    report("Frames a second of the live page", [row], options.out)
+
+
+def _measure(page: Page, browser: Browser, seconds: float) -> dict[str, float]:
+    counts = []
+    for wait in (seconds, 0.0):
+        steps = int(page.player.session.steps)
+        applied = browser.run("return window.applied")
+        counts.append((time.monotonic(), page.frames, applied, steps))
+        time.sleep(wait)
+    (begin, *first), (end, *last) = counts
+    rates = [(b - a) / (end - begin) for a, b in zip(first, last, strict=True)]
+    speed = rates[2] * page.player.env.dt
+    return {"sent": rates[0], "applied": rates[1], "times real time": speed}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

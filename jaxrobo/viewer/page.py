@@ -1,0 +1,257 @@
+"""A live page of many simulations, served by viser; the browser needs no internet.
+
+Click a simulation to take it over, drag its goal, pause, step, and see how it's doing.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from jaxrobo.viewer import shapes
+from jaxrobo.viewer.player import SPEEDS, Player
+from jaxrobo.viewer.session import GOAL, NOBODY, Frame
+
+try:
+    import viser
+
+    from jaxrobo.viewer.batches import make_batches
+except ImportError as error:
+    raise ImportError(
+        f"jaxrobo.viewer.page needs viser ({error}): pip install 'jaxrobo[play]'"
+    ) from None
+
+KEYS = ("QA", "WS", "ED", "RF", "TG", "YH")
+"""The keys of joint 0, 1, ...: one that turns it backwards, one forwards."""
+
+NUDGE = 0.05
+"""How far a key moves an action, of which -1 to 1 is the whole range."""
+
+_FRAMES_PER_SECOND = 30.0
+_TEXTS_PER_SECOND = 4.0
+_HELP = "Click one to take it over. Keys, if taken over: {keys} turn its joints, Esc gives it back."
+
+# viser moves its camera by some of these keys, of which it reads the place on the keyboard
+# (`code`); its hotkeys read what they mean (`key`). So the key is taken before either sees it, and
+# given on without its place. An image that can't be loaded is how HTML that comes later runs code.
+_KEEP_CAMERA = """
+<img src="data:," style="display: none" onerror="
+  if (!window.keepsCamera) {
+    window.keepsCamera = true;
+    const codes = new Set('%s'.split('').map((letter) => 'Key' + letter));
+    const writing = (target) => ['INPUT', 'TEXTAREA', 'SELECT'].includes(target.tagName);
+    window.addEventListener('keydown', (event) => {
+      if (!codes.has(event.code) || writing(event.target)) return;
+      if (event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+      event.stopImmediatePropagation();
+      event.target.dispatchEvent(
+        new KeyboardEvent('keydown', { key: event.key, bubbles: true, cancelable: true })
+      );
+    }, true);
+  }
+">
+"""
+
+
+class Page:
+    """The page of a `Player`. Nothing happens on it until `run`.
+
+    Attributes:
+      url: where it is.
+      frames: how many have been sent.
+    """
+
+    def __init__(
+        self, player: Player, title: str, host: str = "127.0.0.1", port: int = 8080
+    ) -> None:
+        """Starts the server.
+
+        Args:
+          player: what plays.
+          title: what the panel says on top.
+          host: the address to listen at; 0.0.0.0 lets other machines in.
+          port: the port, or the next one that's free.
+        """
+        self.player = player
+        self.frames = 0
+        self._closed = False
+        self._server = viser.ViserServer(host, port, title, verbose=False)
+        self.url = f"http://{host}:{self._server.get_port()}"
+        self._places = shapes.grid(player.env.visual_model, player.num_envs)
+        self._chosen = 0
+        self._shown = NOBODY
+        frame = player.look()
+        self._batches = make_batches(self._server, player, frame, self._places)
+        for batch in self._batches:
+            batch.handle.on_click(self._click(len(batch.rows)))
+        self._set_scene()
+        self._controls()
+        self._text = self._server.gui.add_markdown("")
+        self._goal = self._goal_handle(frame) if player.abilities.goals else None
+        self._sliders = self._hands() if player.abilities.joints else []
+
+    def run(self, seconds: float = float("inf")) -> None:
+        """Plays for some time or until `close`, and draws at most 30 frames a second."""
+        end = time.monotonic() + seconds
+        drawn = written = 0.0
+        while (now := time.monotonic()) < end and not self._closed:
+            wait = self.player.tick()
+            if now - drawn >= 1 / _FRAMES_PER_SECOND:
+                frame = self.player.look()
+                self._draw(frame)
+                drawn = now
+                if now - written >= 1 / _TEXTS_PER_SECOND:
+                    self._write(frame)
+                    written = now
+            time.sleep(min(wait, 1 / _FRAMES_PER_SECOND))
+
+    def close(self) -> None:
+        """Stops the server."""
+        self._closed = True
+        self._server.stop()
+
+    def _set_scene(self) -> None:
+        model, extent = self.player.env.visual_model, self.player.env.visual_model.stat.extent
+        size = np.ptp(self._places, axis=0).max() + 1.2 * extent
+        look_at = np.array([0.0, 0.0, 0.25 * extent])
+        camera = self._server.initial_camera
+        camera.look_at = look_at
+        camera.position = look_at + size * np.array([0.75, -0.45, 0.5])
+        grid = {"width": size, "height": size, "cell_size": extent / 10, "section_size": extent}
+        self._server.scene.configure_default_lights(cast_shadow=False)  # shadows cost much
+        floor = np.array([0.0, 0.0, shapes.floor(model) - 1e-3])
+        self._server.scene.add_grid("/floor", **grid, position=floor)
+
+    def _controls(self) -> None:
+        gui, player = self._server.gui, self.player
+        pause = gui.add_checkbox("Pause", player.paused)
+        buttons = gui.add_button_group("", ("Step", "Reset"))
+        speed = gui.add_slider("Speed", *SPEEDS, 0.1, player.speed)
+
+        @pause.on_update
+        async def _(_: Any) -> None:
+            player.paused = pause.value
+
+        @buttons.on_click
+        async def _(_: Any) -> None:
+            if buttons.value == "Reset":
+                player.reset()
+            else:
+                player.step_once()
+                pause.value = True
+
+        @speed.on_update
+        async def _(_: Any) -> None:
+            player.speed = speed.value
+
+        choice = gui.add_number("Simulation", 0, min=0, max=player.num_envs - 1, step=1)
+        self._choice = choice
+
+        @choice.on_update
+        async def _(_: Any) -> None:
+            self._chosen = choice.value
+
+    def _hands(self) -> list[Any]:
+        """Sliders, keys and a button to take a simulation over and give it back."""
+        gui, player = self._server.gui, self.player
+        joints = player.abilities.joints
+        take = gui.add_button("Take over")
+        give = gui.add_button("Give back")
+
+        @take.on_click
+        async def _(_: Any) -> None:
+            player.take_over(self._chosen)
+
+        @give.on_click
+        async def _(_: Any) -> None:
+            player.give_back()
+
+        sliders = [self._slider(i, name) for i, name in enumerate(joints)]
+        for i, (backwards, forwards) in enumerate(KEYS[: len(joints)]):
+            self._key(f"{joints[i]} backwards", backwards, i, -NUDGE)
+            self._key(f"{joints[i]} forwards", forwards, i, NUDGE)
+
+        @gui.add_command("Give back", hotkey="escape").on_trigger
+        async def _(_: Any) -> None:
+            player.give_back()
+
+        used = KEYS[: len(joints)]
+        gui.add_markdown(_HELP.format(keys=" ".join("/".join(pair) for pair in used)))
+        gui.add_html(_KEEP_CAMERA % "".join(used))
+        return sliders
+
+    def _slider(self, joint: int, name: str) -> Any:
+        slider = self._server.gui.add_slider(name, -1.0, 1.0, 0.01, 0.0, disabled=True)
+
+        @slider.on_update
+        async def _(event: Any) -> None:
+            if event.client is not None:  # not by this program
+                self.player.command(joint, slider.value)
+
+        return slider
+
+    def _key(self, label: str, key: str, joint: int, by: float) -> None:
+        @self._server.gui.add_command(label, hotkey=key).on_trigger
+        async def _(_: Any) -> None:
+            self.player.nudge(joint, by)
+
+    def _click(self, per_simulation: int) -> Any:
+        async def click(event: Any) -> None:
+            if event.instance_index is None:
+                return
+            self._chosen = event.instance_index // per_simulation
+            self._choice.value = self._chosen
+            if self.player.abilities.joints:
+                self.player.take_over(self._chosen)
+
+        return click
+
+    def _goal_handle(self, frame: Frame) -> Any:
+        """Arrows at the chosen simulation's goal, to drag it by."""
+        scale = 0.12 * self.player.env.visual_model.stat.extent
+        place = self._places[0] + frame.goal[0]
+        handle = self._server.scene.add_transform_controls(
+            f"/{GOAL}", scale, disable_rotations=True, depth_test=False, position=place
+        )
+        self._dragged = False
+
+        @handle.on_update
+        async def _(event: Any) -> None:
+            if event.client is not None:  # not by this program
+                self._dragged = event.phase != "end"
+                self.player.move_goal(self._chosen, handle.position - self._places[self._chosen])
+
+        return handle
+
+    def _draw(self, frame: Frame) -> None:
+        taken = int(frame.taken)
+        with self._server.atomic():
+            for batch in self._batches:
+                batch.move(frame, self._places)
+                if taken != self._shown:
+                    batch.paint(taken)
+            if self._goal is not None and not self._dragged:
+                self._goal.position = self._places[self._chosen] + frame.goal[self._chosen]
+        self._shown = taken
+        self.frames += 1
+
+    def _write(self, frame: Frame) -> None:
+        taken = int(frame.taken)
+        for i, slider in enumerate(self._sliders):
+            slider.disabled = taken == NOBODY
+            if taken != NOBODY:
+                slider.value = round(float(frame.manual[i]), 2)
+        self._text.content = summary(frame, self._chosen, self.player.env.metric.name)
+
+
+def summary(frame: Frame, index: int, metric: str) -> str:
+    """What the panel says of a simulation, and of all: Markdown."""
+    taken = int(frame.taken)
+    lines = ["taken over: none" if taken == NOBODY else f"taken over: **{taken}**"]
+    lines.append(f"simulation {index}: reward {frame.reward[index]:.3f}")
+    if frame.distance is not None:
+        lines.append(f"distance {100 * frame.distance[index]:.1f} cm")
+    sums = frame.episode
+    lines.append(f"this episode: {sums['length'][index]:.0f} steps, {sums['reward'][index]:.1f}")
+    lines.append(f"{metric} {sums[metric][index]:.0f}; of all {np.mean(sums[metric]):.2f}")
+    return "  \n".join(lines)

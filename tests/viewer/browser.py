@@ -1,0 +1,85 @@
+"""A headless Chromium, driven through chromedriver (https://www.w3.org/TR/webdriver/)."""
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+MISSING = None if CHROMIUM and DRIVER else "chromium and chromedriver aren't installed"
+"""Why there can't be a browser, if there can't."""
+
+ESCAPE = "\ue00c"
+
+_ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--window-size=900,600",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no internet
+)
+
+
+class Browser:
+    """A context manager with one page."""
+
+    def __init__(self, profile):
+        self._profile = profile
+
+    def __enter__(self):
+        self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
+        for line in self._driver.stdout:
+            if found := re.search(r"started successfully on port (\d+)", line):
+                break
+        self._base = f"http://127.0.0.1:{found[1]}/session"
+        options = {"binary": CHROMIUM, "args": [*_ARGUMENTS, f"--user-data-dir={self._profile}"]}
+        capabilities = {"alwaysMatch": {"goog:chromeOptions": options}}
+        self._base += f"/{self._send('', capabilities=capabilities)['sessionId']}"
+        return self
+
+    def __exit__(self, *exception):
+        try:
+            self._request("DELETE", "", None)
+        finally:
+            self._driver.terminate()
+            self._driver.wait(timeout=30)
+            self._driver.stdout.close()
+
+    def open(self, url):
+        self._send("/url", url=url)
+
+    def run(self, script):
+        """What a script returns."""
+        return self._send("/execute/sync", script=script, args=[])
+
+    def click(self, x, y):
+        """Clicks at a place of the window, pixels."""
+        steps = [
+            {"type": "pointerMove", "x": x, "y": y, "duration": 100},
+            {"type": "pause", "duration": 300},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pause", "duration": 100},
+            {"type": "pointerUp", "button": 0},
+        ]
+        self._send("/actions", actions=[{"type": "pointer", "id": "mouse", "actions": steps}])
+
+    def press(self, key):
+        steps = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
+        self._send("/actions", actions=[{"type": "key", "id": "keys", "actions": steps}])
+
+    def _send(self, path, **body):
+        return self._request("POST", path, json.dumps(body).encode())
+
+    def _request(self, method, path, body):
+        request = urllib.request.Request(self._base + path, body, method=method)
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return json.load(answer)["value"]
