@@ -1,7 +1,8 @@
 """Position drives that follow their targets with a first-order lag."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -41,3 +42,23 @@ def add_drives(
         drive.set_to_position(kp=kp)
         if math.isfinite(cap):
             drive.forcerange = [-kd * cap, kd * cap]
+
+
+def loader(
+    xml: Path,
+    joints: Sequence[str],
+    stiffness: float | Sequence[float],
+    damping: float | Sequence[float],
+) -> Callable[..., mujoco.MjSpec]:
+    """A function that loads a robot with a position drive in each joint.
+
+    It takes the highest speed of all joints or of each, rad/s, by default none, and raises
+    ValueError if it isn't positive. For the other arguments see `add_drives`.
+    """
+
+    def load(velocity_cap: float | Sequence[float] = math.inf) -> mujoco.MjSpec:
+        spec = mujoco.MjSpec.from_file(str(xml))
+        add_drives(spec, joints, stiffness, damping, velocity_cap)
+        return spec
+
+    return load

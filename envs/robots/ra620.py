@@ -6,13 +6,11 @@ placeholder of the KR120's URDF, 2 kg each. The geometry is our own. The zero po
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-import mujoco
 import numpy as np
 
-from envs.robots.drives import add_drives
+from envs.robots.drives import loader
 
 JOINTS = tuple(f"joint_{i}" for i in range(1, 7))
 
@@ -25,16 +23,7 @@ DAMPING = STIFFNESS
 MAX_SPEED = np.full(6, 2.018)
 """Velocity limits of the joints, rad/s."""
 
+load = loader(Path(__file__).with_suffix(".xml"), JOINTS, STIFFNESS, DAMPING)
+"""The arm with drives that lag by 1 s. Body `tool0` is its tool frame.
 
-def load(velocity_cap: float | Sequence[float] = math.inf) -> mujoco.MjSpec:
-    """The arm with a position drive in each joint: a lag of 1 s. Body `tool0` is its tool frame.
-
-    Args:
-      velocity_cap: highest speed of all joints or of each, rad/s.
-
-    Raises:
-      ValueError: if a cap isn't positive.
-    """
-    spec = mujoco.MjSpec.from_file(str(Path(__file__).with_suffix(".xml")))
-    add_drives(spec, JOINTS, STIFFNESS, DAMPING, velocity_cap)
-    return spec
+See `envs.robots.drives.loader`."""

@@ -5,14 +5,11 @@ Kinematics, limits, masses and inertias are those of `ur10.urdf.xacro`
 are also its geometry. The zero pose points along +x.
 """
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
-import mujoco
 import numpy as np
 
-from envs.robots.drives import add_drives
+from envs.robots.drives import loader
 
 JOINTS = (
     "shoulder_pan_joint",
@@ -37,16 +34,7 @@ DAMPING = 2e5
 MAX_SPEED = np.array([2.16, 2.16, 3.15, 3.2, 3.2, 3.2])
 """Velocity limits of the joints, rad/s."""
 
+load = loader(Path(__file__).with_suffix(".xml"), JOINTS, STIFFNESS, DAMPING)
+"""The arm with drives that lag by 0.05 s. Body `ee_link` is its flange.
 
-def load(velocity_cap: float | Sequence[float] = math.inf) -> mujoco.MjSpec:
-    """The arm with a position drive in each joint: a lag of 0.05 s. Body `ee_link` is its flange.
-
-    Args:
-      velocity_cap: highest speed of all joints or of each, rad/s.
-
-    Raises:
-      ValueError: if a cap isn't positive.
-    """
-    spec = mujoco.MjSpec.from_file(str(Path(__file__).with_suffix(".xml")))
-    add_drives(spec, JOINTS, STIFFNESS, DAMPING, velocity_cap)
-    return spec
+See `envs.robots.drives.loader`."""

@@ -11,17 +11,14 @@ of 24 bytes, no answers. There the arm's pose is unknown, and taken to be the mi
 server moves it when it starts; and a server that hangs isn't noticed.
 """
 
-import contextlib
 import math
 import socket
 import time
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from jaxrobo.deploy import arm_server as wire
-from jaxrobo.deploy.robot import RobotError
+from jaxrobo.deploy.robot import Robot, RobotError
 
 JOINTS = 5
 
@@ -45,7 +42,7 @@ def joint_angles(servos: tuple[float, ...]) -> np.ndarray:
     return np.radians(np.subtract(servos[:JOINTS], _MIDDLE))
 
 
-class Dofbot:
+class Dofbot(Robot):
     """A connection to the arm; see `Robot`.
 
     Attributes:
@@ -121,21 +118,8 @@ class Dofbot:
             self._confirm(wire.STOP)
 
     def close(self) -> None:
-        """Disconnects; the arm holds its pose."""
+        """See `Robot.close`."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with contextlib.suppress(RobotError):
-            self.stop()
-        self.close()
 
     def _connect(self, host: str, port: int) -> socket.socket:
         try:

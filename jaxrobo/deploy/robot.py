@@ -1,7 +1,9 @@
 """What every robot that a policy is streamed to has in common."""
 
+import abc
+import contextlib
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
@@ -10,7 +12,7 @@ class RobotError(RuntimeError):
     """The robot can't be reached, doesn't answer, or was asked for what it must not do."""
 
 
-class Robot(Protocol):
+class Robot(abc.ABC):
     """A robot's joints, from the side of the policy; angles are in rad.
 
     Every command passes joint limits, a speed limit and a check that it's finite
@@ -23,9 +25,11 @@ class Robot(Protocol):
     limited: int
 
     @property
+    @abc.abstractmethod
     def pose(self) -> np.ndarray:
         """Where the joints are commanded to be, `[n]`."""
 
+    @abc.abstractmethod
     def send(self, q: np.ndarray) -> np.ndarray:
         """Moves towards joint angles `[n]`, and returns what was commanded, `[n]`.
 
@@ -35,11 +39,17 @@ class Robot(Protocol):
           RobotError: if an angle isn't finite, or the robot is lost. It then holds its pose.
         """
 
+    @abc.abstractmethod
     def stop(self) -> None:
         """Holds the pose. Raises RobotError if the robot didn't confirm it."""
 
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Disconnects; the robot holds its pose."""
+
     def __enter__(self) -> Self:
         """The robot itself."""
+        return self
 
     def __exit__(
         self,
@@ -48,3 +58,6 @@ class Robot(Protocol):
         traceback: TracebackType | None,
     ) -> None:
         """Holds the pose and disconnects."""
+        with contextlib.suppress(RobotError):
+            self.stop()
+        self.close()

@@ -6,16 +6,14 @@ to the scaled position controller, ten times a second. Unlike there, wrist 3 mov
 ROS is optional and imported when a robot is made: start Python in a shell that has sourced it.
 """
 
-import contextlib
 import math
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from jaxrobo.deploy.arm_server import LIMITED, REFUSED, Safety
-from jaxrobo.deploy.robot import RobotError
+from jaxrobo.deploy.robot import Robot, RobotError
 
 CONTROLLER = "/scaled_pos_joint_traj_controller"
 
@@ -38,7 +36,7 @@ _PERIOD = 0.1
 """Seconds between trajectories, as in the original."""
 
 
-class Ur10:
+class Ur10(Robot):
     """A connection to the arm; see `Robot`.
 
     Attributes:
@@ -107,17 +105,8 @@ class Ur10:
         self._safety.hold()
         self._publish(self._safety.pose)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with contextlib.suppress(RobotError):
-            self.stop()
+    def close(self) -> None:
+        """See `Robot.close`."""
         self._state.unregister()
         self._command.unregister()
 
