@@ -15,7 +15,7 @@ from rich.table import Table
 import envs
 from jaxrobo import data, rundir, training
 from jaxrobo.checkpoint import RunError, stored_fingerprint
-from jaxrobo.env import Env
+from jaxrobo.env import Env, Metric
 from jaxrobo.evaluation import Estimate
 from jaxrobo.learning import bc, diffusion_bc, ppo, residual_ppo
 from jaxrobo.learning.trainer import Trainer
@@ -196,11 +196,11 @@ def cell(estimate: Estimate | None) -> str:
     return escape(f"{estimate.mean:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]")
 
 
-def draw_learning_curve(logs: Mapping[str, Path], run_dir: Path, metric: str) -> None:
+def draw_learning_curve(logs: Mapping[str, Path], run_dir: Path, metric: Metric) -> None:
     """Draws `learning_curve.png` from the logs of some seeds, by what to call each."""
     from jaxrobo.plotting import plot_learning_curve  # matplotlib is slow to import
 
-    plot_learning_curve(logs, run_dir / "learning_curve.png", metric)
+    plot_learning_curve(logs, run_dir / "learning_curve.png", metric.name, metric.beside)
 
 
 def _blank(env: Env) -> data.Trajectories:

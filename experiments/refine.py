@@ -230,7 +230,7 @@ def _train(
     )
     if result.interrupted:
         return None
-    draw_learning_curve({"seed": folder / JSONL}, folder, trainer.env.metric.name)
+    draw_learning_curve({"seed": folder / JSONL}, folder, trainer.env.metric)
     return json.loads((folder / rundir.RESULT).read_text())
 
 

@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = f"{run.env}: {run.test_episodes} test episodes, best of {result.steps:,} steps"
     show(title, {f"seed {k}": e for k, e in zip(seeds, result.evaluation, strict=True)})
     logs = {f"seed {k}": rundir.seed_dir(run_dir, k, run.seeds) / JSONL for k in seeds}
-    draw_learning_curve(logs, run_dir, trainer.env.metric.name)
+    draw_learning_curve(logs, run_dir, trainer.env.metric)
     print(f"{result.wall_seconds:.0f} s, compilation {result.compile_seconds:.0f} s: {run_dir}")
 
 

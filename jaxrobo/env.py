@@ -62,10 +62,13 @@ class Metric:
     Attributes:
       name: the key.
       kind: "rate" if an episode's sum is 0 or 1 (a success), "count" if it's any number.
+      beside: other estimates of `jaxrobo.evaluation.summarise` that say how well it was done; drawn
+        below it.
     """
 
     name: str
     kind: Literal["rate", "count"] = "rate"
+    beside: tuple[str, ...] = ()
 
 
 class Env(abc.ABC):
@@ -76,7 +79,7 @@ class Env(abc.ABC):
       time_limit: control steps after which an episode is truncated, or None.
     """
 
-    metric: Metric = Metric("success")
+    metric: Metric = Metric("success", beside=("length_of_success",))
     time_limit: int | None = None
 
     @abc.abstractmethod

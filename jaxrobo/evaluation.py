@@ -51,7 +51,7 @@ def evaluate(
 
     Returns:
       An estimate of each sum of `run_episode`: the task's metric first, then reward, length and the
-      rest. Where the metric is a rate, `length_of_success` too: of the episodes that succeeded.
+      rest, and what `summarise` adds.
 
     Raises:
       ValueError: on an unknown split, no time limit, or `episodes` or `batch` below 1.
@@ -108,7 +108,9 @@ def summarise(metric: Metric, sums: Mapping[str, np.ndarray]) -> dict[str, Estim
     """Means and intervals of episodes' sums `[episodes]`, the task's metric first.
 
     A task's success rate has a Wilson interval, everything else Student's. Beside a rate stands
-    `length_of_success`, the mean length of the episodes that succeeded, unless none did.
+    `length_of_success`, the mean length of the episodes that succeeded; beside a count of goals,
+    `length_per_goal`, the control steps of all episodes by the goals of all. There's neither if
+    nothing was achieved.
 
     Raises:
       ValueError: if the task's metric isn't there, or is called a rate but has sums other than 0
@@ -120,11 +122,15 @@ def summarise(metric: Metric, sums: Mapping[str, np.ndarray]) -> dict[str, Estim
     estimates = {
         k: _estimate(k, sums[k], metric.kind if k == metric.name else "count") for k in names
     }
-    won = np.asarray(sums[metric.name]) > 0
-    if metric.kind == "rate" and "length" in sums and won.any():
-        lengths = np.asarray(sums["length"])[won]
-        estimates["length_of_success"] = _estimate("length_of_success", lengths, "count")
-    return estimates
+    achieved = np.asarray(sums[metric.name])
+    if "length" not in sums or not (achieved > 0).any():
+        return estimates
+    lengths = np.asarray(sums["length"])
+    if metric.kind == "rate":
+        won = _estimate("length_of_success", lengths[achieved > 0], "count")
+        return estimates | {"length_of_success": won}
+    ratio = float(lengths.sum() / achieved.sum()), *ratio_interval(lengths, achieved)
+    return estimates | {f"length_per_{metric.name.removesuffix('s')}": Estimate(*ratio)}
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -148,6 +154,16 @@ def student_interval(values: np.ndarray) -> tuple[float, float]:
     mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(n)
     half = float(special.stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
     return float(mean - half), float(mean + half)
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """The interval of a ratio of sums, `r = sum(x) / sum(y)`, by linearisation; NaN if n is 1.
+
+    That of the mean of `r + (x - r y) / mean(y)` (Cochran, Sampling Techniques, section 2.11).
+    """
+    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    ratio = above.sum() / below.sum()
+    return student_interval(ratio + (above - ratio * below) / below.mean())
 
 
 def _estimate(name: str, values: np.ndarray, kind: Literal["rate", "count"]) -> Estimate:

@@ -26,36 +26,60 @@ class _Curve(NamedTuple):
     values: np.ndarray
 
 
-def plot_learning_curve(runs: Mapping[str, Path], path: Path, metric: str) -> None:
+def plot_learning_curve(
+    runs: Mapping[str, Path], path: Path, metric: str, beside: Sequence[str] = ()
+) -> None:
     """Draws a metric in training and in validation against steps, and wall time above them.
 
-    Each run is a thin line, the mean of several runs a thick one; validation has its interval.
+    Each run is a thin line, the mean of several runs a thick one; validation has its interval. A
+    value that isn't known at some step is left out there.
 
     Args:
       runs: logs by name, each a `metrics.jsonl` (`jaxrobo.metrics`); they differ in their seed.
       path: where to write, a `.png`; a file that's there is replaced.
       metric: the name of an episode's metric, as in "train/episode/<metric>" and
         "validation/<metric>".
+      beside: names of others, drawn below it if the logs have them.
 
     Raises:
       ValueError: if no log has the metric, or a log isn't one.
     """
     logs = [_read(Path(file)) for file in runs.values()]
     keys = {key for rows in logs for row in rows for key in row}
-    training, validation = f"train/episode/{metric}", f"validation/{metric}"
-    if not keys & {training, validation}:
+    if not keys & {f"train/episode/{metric}", _validation(metric)}:
         raise ValueError(f"no log has {metric!r}; valid: {', '.join(_metrics(keys)) or 'none'}")
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    beside = [name for name in beside if any(_curve(x, _validation(name)).steps.size for x in logs)]
+    heights = [4.4, *(1.8 for _ in beside)]
+    figure = Figure(figsize=(7.2, sum(heights)), layout="constrained")
+    every = figure.subplots(len(heights), squeeze=False, height_ratios=heights, sharex=True)[:, 0]
+    for axes, name in zip(every, (metric, *beside), strict=True):
+        _draw_metric(axes, logs, name)
+    top = every[0]
+    top.set_ylabel(f"{metric} per episode")
+    top.legend(frameon=False)
+    top.set_xlim(0, max(1, *(row["steps"] for rows in logs for row in rows)) * 1.01)
+    every[-1].set_xlabel("steps")
+    _add_wall_time(top, [_curve(rows, "seconds") for rows in logs])
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _validation(metric: str) -> str:
+    return f"validation/{metric}"
+
+
+def _draw_metric(axes: Axes, logs: Sequence[Sequence[Row]], metric: str) -> None:
+    training, validation = f"train/episode/{metric}", _validation(metric)
     label = f"validation ({100 * LEVEL:g} % interval)"
     _draw(axes, [_curve(rows, training) for rows in logs], "training", _TRAINING, marker="")
     _draw(axes, [_curve(rows, validation) for rows in logs], label, _VALIDATION, marker="o")
     intervals = [[_curve(rows, f"{validation}/{end}") for end in ("low", "high")] for rows in logs]
     _draw_intervals(axes, intervals)
-    _decorate(axes, metric, max(row["steps"] for rows in logs for row in rows))
-    _add_wall_time(axes, [_curve(rows, "seconds") for rows in logs])
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=150)
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def _read(path: Path) -> list[Row]:
@@ -121,17 +145,6 @@ def _draw_intervals(axes: Axes, intervals: Sequence[Sequence[_Curve]]) -> None:
                 alpha=0.18 / np.sqrt(len(intervals)),
                 linewidth=0,
             )
-
-
-def _decorate(axes: Axes, metric: str, steps: float) -> None:
-    axes.set_xlabel("steps")
-    axes.set_ylabel(f"{metric} per episode")
-    axes.set_xlim(0, max(steps, 1) * 1.01)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False)
 
 
 def _add_wall_time(axes: Axes, elapsed: Sequence[_Curve]) -> None:

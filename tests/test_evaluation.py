@@ -10,6 +10,7 @@ from jaxrobo.evaluation import (
     Estimate,
     episode_runner,
     evaluate,
+    ratio_interval,
     run_episodes,
     student_interval,
     summarise,
@@ -63,7 +64,7 @@ def test_summary_starts_with_the_metric_and_gives_only_it_a_wilson_interval():
     assert summary["won"] == Estimate(0.5, *wilson_interval(2, 4))
     assert summary["length"] == Estimate(0.5, *student_interval(sums["length"]))
     counted = summarise(Metric("won", "count"), sums)
-    assert list(counted) == ["won", "length"]
+    assert list(counted) == ["won", "length", "length_per_won"]
     assert counted["won"] == summary["length"]
 
 
@@ -77,6 +78,24 @@ def test_length_of_success_is_of_the_episodes_that_succeeded():
     assert np.isnan(one[1:]).all()
     none = summarise(Metric("won"), {k: v[1::2] for k, v in sums.items()})
     assert list(none) == ["won", "length"]
+
+
+def test_length_per_goal_is_a_ratio_of_sums():
+    sums = {"length": np.array([4.0, 8.0]), "goals": np.array([1.0, 3.0])}
+    # 12 / 4; linearised, 3 + (4 - 3) / 2 and 3 + (8 - 9) / 2: standard error 0.5, t as above.
+    ratio = summarise(Metric("goals", "count"), sums)["length_per_goal"]
+    np.testing.assert_allclose(ratio, (3, 3 - 6.3531, 3 + 6.3531), 1e-4)
+    none = summarise(Metric("goals", "count"), sums | {"goals": np.zeros(2)})
+    assert list(none) == ["goals", "length"]
+
+
+def test_the_interval_of_a_ratio_covers_it():
+    rng = np.random.default_rng(0)
+    y = rng.gamma(4.0, size=(2_000, 100))
+    x = 3 * y + rng.normal(size=y.shape)
+    low, high = np.transpose([ratio_interval(*pair) for pair in zip(x, y, strict=True)])
+    covered = np.mean((low <= 3) & (high >= 3))
+    assert 0.935 <= covered <= 0.965  # 0.95 +- 3 standard errors
 
 
 @pytest.mark.parametrize(

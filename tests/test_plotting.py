@@ -36,9 +36,9 @@ def drawn(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Figure, "savefig", spy)
 
-    def plot(*logs, metric="goals"):
+    def plot(*logs, metric="goals", beside=()):
         runs = {f"seed {k}": path for k, path in enumerate(logs)}
-        plot_learning_curve(runs, tmp_path / "curve.png", metric)
+        plot_learning_curve(runs, tmp_path / "curve.png", metric, beside)
         return seen[-1].axes
 
     return plot
@@ -78,6 +78,18 @@ def test_several_runs_have_a_mean_where_all_have_values(drawn, tmp_path):
         "": [[[0, 0], [10, 10], [20, 20]], [[10, 4], [15, 6], [30, 6]]],
         "training, mean of 2 runs": [[10, 7], [15, 10.5], [20, 13]],
     }
+
+
+def test_other_estimates_are_drawn_below_if_they_are_known(drawn, tmp_path):
+    time = {"validation/time": 7, "validation/time/low": 6, "validation/time/high": 9}
+    rows = [validate(0, 0, 0, 0), validate(10, 4, 3, 5, **time)]
+    first = write(tmp_path / "a.jsonl", rows)
+    second = write(tmp_path / "b.jsonl", rows[:1])
+    _, below, *more = drawn(first, second, beside=["time", "unknown"])
+    assert not more
+    assert below.get_ylabel() == "time"
+    (label,) = set(lines(below)) - {""}
+    assert lines(below)[label] == [[10, 7]]
 
 
 def test_wall_time_is_on_top_where_the_steps_were_reached(drawn, tmp_path):

@@ -114,7 +114,7 @@ class AssemblyEnv(PhysicsEnv):
     are neither. Quaternions have the sign that keeps them continuous over an episode.
     """
 
-    metric = Metric("success")
+    metric = Metric("success", beside=("length_of_success",))
 
     def __init__(
         self,

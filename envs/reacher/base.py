@@ -110,7 +110,10 @@ class Reacher(PhysicsEnv):
     Re-implements `tasks/shared/reacher.py` of OmniIsaacGymEnvs-DofbotReacher, which its siblings
     for UR10, Kuka and Hiwin share: joint position targets at 60 Hz, two physics steps of 8.3 ms
     each; `distance_scale * distance + action_scale * |action|^2 + goal_bonus * reached` a step. A
-    reached goal is replaced by a new one and the episode goes on. `metrics["goals"]` counts them.
+    reached goal is replaced by a new one and the episode goes on.
+
+    `metrics["goals"]` counts goals; `metrics["final_distance"]` adds up to the last distance, m,
+    and `metrics["action_change"]` to how far actions went to and fro, as a mean over the joints.
 
     Observation `[3 n + 11]`, clipped to +-5: joint positions scaled by the task's limits (n), 0.2 *
     joint velocities (n), goal position (3) and orientation (4), marker's orientation relative to
@@ -135,7 +138,7 @@ class Reacher(PhysicsEnv):
       - Relative control moves by the control step of 16.6 ms, not by 1/60 s.
     """
 
-    metric = Metric("goals", "count")
+    metric = Metric("goals", "count", ("length_per_goal", "final_distance", "action_change"))
 
     def __init__(self, arm: Arm, config: ReacherConfig, engine: str, threads: int | None) -> None:
         self.config = config
@@ -180,8 +183,10 @@ class Reacher(PhysicsEnv):
             "goal_quat": quat,
             "goal_reached": jnp.zeros((), bool),
             "last_action": jnp.zeros(self.action_size),
+            "distance": jnp.zeros(()),
         }
-        metrics = dict.fromkeys(("goals", *(f"reward/{k}" for k in _REWARDS)), jnp.zeros(()))
+        names = ("goals", "final_distance", "action_change", *(f"reward/{k}" for k in _REWARDS))
+        metrics = dict.fromkeys(names, jnp.zeros(()))
         no = jnp.zeros((), bool)
         obs = self._observe(data, self._marker_quat(data), info)
         return State(data, obs, jnp.zeros(()), jnp.zeros(()), no, no, metrics, info)
@@ -202,13 +207,18 @@ class Reacher(PhysicsEnv):
         }
         data, _ = self.physics.step(state.data, inputs, self.substeps)
         judged = state.data if self._lag else data
-        reached = self._success(judged, info)
-        rewards = self._reward(judged, info, action, reached)
-        info = {**info, "last_action": action, "goal_reached": reached}
+        distance = self._distance(judged, info)
+        reached = distance <= self.config.success_tolerance
+        rewards = self._reward(distance, action, reached)
+        metrics = {
+            "goals": reached.astype(jnp.result_type(float)),
+            "final_distance": distance - info["distance"],
+            "action_change": jnp.mean(jnp.abs(action - info["last_action"])),
+            **{f"reward/{k}": v for k, v in rewards.items()},
+        }
+        info = {**info, "last_action": action, "goal_reached": reached, "distance": distance}
         if not self._lag:
             info = self._new_goal(info, goal_key)
-        metrics = {"goals": reached.astype(jnp.result_type(float))}
-        metrics |= {f"reward/{k}": v for k, v in rewards.items()}
         return state.replace(
             data=data,
             obs=self._observe(data, self._marker_quat(judged), info),
@@ -254,11 +264,11 @@ class Reacher(PhysicsEnv):
         return jnp.clip(target, self._lower, self._upper)
 
     def _reward(
-        self, data: PhysicsState, info: dict[str, Any], action: jax.Array, reached: jax.Array
+        self, distance: jax.Array, action: jax.Array, reached: jax.Array
     ) -> dict[str, jax.Array]:
         c = self.config
         return {
-            "distance": c.distance_scale * self._distance(data, info),
+            "distance": c.distance_scale * distance,
             "action": c.action_scale * jnp.sum(jnp.square(action)),
             "goal": c.goal_bonus * reached,
         }
@@ -276,9 +286,6 @@ class Reacher(PhysicsEnv):
             info["last_action"],
         )
         return jnp.clip(jnp.concatenate(parts), -5.0, 5.0)
-
-    def _success(self, data: PhysicsState, info: dict[str, Any]) -> jax.Array:
-        return self._distance(data, info) <= self.config.success_tolerance
 
     def _distance(self, data: PhysicsState, info: dict[str, Any]) -> jax.Array:
         return jnp.linalg.norm(data.site_xpos[self._marker] - info["goal_pos"])

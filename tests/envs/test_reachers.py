@@ -162,6 +162,9 @@ def test_rewards_are_computed_by_hand(episode):
     expected = -2 * distance - 2e-4 * np.sum(actions**2, -1) + 250 * reached
     np.testing.assert_allclose(states.reward, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(states.metrics["goals"], reached)
+    np.testing.assert_allclose(np.sum(states.metrics["final_distance"]), distance[-1], atol=1e-4)
+    steps = np.abs(np.diff(actions, axis=0, prepend=0)).mean(-1)
+    np.testing.assert_allclose(states.metrics["action_change"], steps, rtol=1e-5)
     changed = (goal != states.info["goal_pos"]).any(-1)
     np.testing.assert_array_equal(changed, reached)
     assert 0 < reached.sum() < 300
