@@ -1,5 +1,9 @@
-"""Domain randomisation: model fields, delays and noise that differ from episode to episode."""
+"""Domain randomisation: model fields, delays and noise that differ from episode to episode.
 
+How much of it there is can grow while a policy is trained: see `weakened`.
+"""
+
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Literal
@@ -34,7 +38,38 @@ class Uniform:
             raise ValueError(f"unknown operation {self.operation!r}; valid: scale, shift")
 
 
-class Randomise(Wrapper):
+class Randomisation(Wrapper):
+    """What all wrappers here are.
+
+    Attributes:
+      strength: the share of what is drawn that takes effect.
+    """
+
+    strength: float | jax.Array = 1.0
+
+
+def weakened(env: Env, strength: float | jax.Array) -> Env:
+    """An environment with less of its randomisation.
+
+    Example, inside of a jitted function::
+
+      rollout(weakened(env, jnp.minimum(1.0, steps / 1e6)), policy, params, state, 64)
+
+    Args:
+      env: with any wrappers.
+      strength: 0 for none, 1 for all. A factor f becomes `1 + strength (f - 1)`; shifts, delays
+        (rounded) and noise are multiplied by it. May be traced.
+    """
+    if not isinstance(env, Wrapper):
+        return env
+    env = copy.copy(env)
+    env.env = weakened(env.env, strength)
+    if isinstance(env, Randomisation):
+        env.strength = strength
+    return env
+
+
+class Randomise(Randomisation):
     """Draws model fields anew for every episode.
 
     A factor on `body_mass` applies to `body_inertia` too, one on `actuator_gainprm` to
@@ -83,9 +118,11 @@ class Randomise(Wrapper):
             value = self._nominal[name]
             bounds = {"minval": distribution.low, "maxval": distribution.high}
             if distribution.operation == "shift":
-                fields[name] = value + jax.random.uniform(k, value.shape, **bounds)
+                shift = jax.random.uniform(k, value.shape, **bounds)
+                fields[name] = value + self.strength * shift
                 continue
             factor = jax.random.uniform(k, value.shape[:1], **bounds)
+            factor = 1 + self.strength * (factor - 1)
             for field in filter(None, (name, _COMPANIONS.get(name))):
                 value = self._nominal[field]
                 fields[field] = value * factor.reshape(factor.shape + (1,) * (value.ndim - 1))
@@ -99,7 +136,7 @@ def _nominal(env: Env, field: str) -> jax.Array:
     return jnp.asarray(value, jnp.result_type(float))
 
 
-class Latency(Wrapper):
+class Latency(Randomisation):
     """Actions act, and observations are seen, some control steps late.
 
     How many is drawn for every episode. Until the second action is due the first one acts, at once;
@@ -131,7 +168,11 @@ class Latency(Wrapper):
         """See `Env.reset`."""
         key, action_key, observation_key = jax.random.split(key, 3)
         state = self.env.reset(key, model)
-        draw = lambda key, span: jax.random.randint(key, (), span[0], span[1] + 1)
+
+        def draw(key: jax.Array, span: tuple[int, int]) -> jax.Array:
+            steps = jax.random.randint(key, (), span[0], span[1] + 1)
+            return jnp.round(self.strength * steps).astype(steps.dtype)
+
         latency = {
             "first": jnp.ones((), bool),
             "action_steps": draw(action_key, self._action),
@@ -153,7 +194,7 @@ class Latency(Wrapper):
         return state.replace(obs=seen, info={**state.info, "latency": {**latency, **new}})
 
 
-class ObservationNoise(Wrapper):
+class ObservationNoise(Randomisation):
     """Adds Gaussian noise to observations of the kind "state".
 
     Its standard deviation, in units of the observation, is drawn for every episode.
@@ -178,7 +219,7 @@ class ObservationNoise(Wrapper):
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
         """See `Env.reset`."""
         key, draw_key, noise_key = jax.random.split(key, 3)
-        std = jax.random.uniform(draw_key, minval=self._low, maxval=self._high)
+        std = self.strength * jax.random.uniform(draw_key, minval=self._low, maxval=self._high)
         return self._disturb(self.env.reset(key, model), noise_key, std)
 
     def step(self, state: State, action: jax.Array) -> State:

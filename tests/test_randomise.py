@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 import envs
 from jaxrobo.env import Env, Spec, State, TimeLimit, vectorise
-from jaxrobo.randomise import Latency, ObservationNoise, Randomise, Uniform
+from jaxrobo.randomise import Latency, ObservationNoise, Randomise, Uniform, weakened
 
 
 def make(fields, engine="native"):
@@ -36,12 +38,10 @@ def test_a_draw_takes_effect_and_the_engines_agree():
     """With 1/100 of the gain the arm lags far behind its nominal self."""
     action = jnp.full(5, 0.8)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def moved(env):
-        step = jax.jit(env.step)
-        state = jax.jit(env.reset)(jax.random.key(1))
-        for _ in range(5):
-            state = step(state, action)
-        return np.asarray(state.data.qpos)
+        start = env.reset(jax.random.key(1))
+        return jax.lax.fori_loop(0, 5, lambda _, s: env.step(s, action), start).data.qpos
 
     weak = {"actuator_gainprm": Uniform(0.01, 0.01)}
     nominal = moved(make({}))
@@ -79,6 +79,26 @@ def test_bad_distributions_are_refused():
         Uniform(2, 1)
     with pytest.raises(ValueError, match="unknown operation 'add'"):
         Uniform(1, 2, "add")
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_randomisation_can_be_weakened(strength):
+    fields = {"body_mass": Uniform(2.0, 2.0), "opt.gravity": Uniform(1.0, 1.0, "shift")}
+    env = weakened(TimeLimit(make(fields), 10), strength)
+    assert env.time_limit == 10
+    model, nominal = env.reset(jax.random.key(0)).data.model, env.mj_model
+    factor = 1 + strength
+    np.testing.assert_allclose(model["body_mass"], factor * nominal.body_mass, rtol=1e-6)
+    np.testing.assert_allclose(model["body_inertia"], factor * nominal.body_inertia, rtol=1e-6)
+    np.testing.assert_allclose(model["opt.gravity"], nominal.opt.gravity + strength, rtol=1e-6)
+
+
+def test_delays_and_noise_can_be_weakened():
+    env = ObservationNoise(Latency(Counter(), (4, 4), (8, 8)), 0.5, 0.5)
+    info = weakened(env, 0.25).reset(jax.random.key(0)).info
+    assert (info["latency"]["action_steps"], info["latency"]["observation_steps"]) == (1, 2)
+    assert info["observation_noise"]["std"] == 0.125
+    assert env.reset(jax.random.key(0)).info["observation_noise"]["std"] == 0.5  # as it was
 
 
 class Counter(Env):

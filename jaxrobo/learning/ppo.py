@@ -25,6 +25,7 @@ from jaxrobo.learning.normaliser import (
 from jaxrobo.learning.trainer import Metrics, Trainer, jit_step, learned_alone
 from jaxrobo.networks import ActorCritic, activation, flatten_observation, observation_size
 from jaxrobo.policy import Params, Policy, gaussian
+from jaxrobo.randomise import weakened
 from jaxrobo.rollout import RolloutState, Transition, rollout, start
 
 
@@ -66,6 +67,8 @@ class Config:
       hidden: widths of the hidden layers.
       activation: of the hidden layers.
       shared_trunk: whether policy and value share the hidden layers.
+      randomisation_steps: control steps of all simulations over which the environment's
+        randomisation grows from nothing to all of it, episode by episode; all of it at once if 0.
       init_log_std: initial logarithm of the policy's standard deviation.
       learn_std: whether that is learned.
     """
@@ -97,6 +100,7 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     shared_trunk: bool = True
+    randomisation_steps: int = 0
     init_log_std: float = 0.0
     learn_std: bool = True
 
@@ -114,6 +118,10 @@ class Config:
         if self.schedule not in ("adaptive", "cosine", "constant"):
             raise ValueError(
                 f"unknown schedule {self.schedule!r}; valid: adaptive, cosine, constant"
+            )
+        if self.randomisation_steps < 0:
+            raise ValueError(
+                f"randomisation_steps must not be negative, got {self.randomisation_steps}"
             )
         for name in ("discount", "gae_decay"):
             if not 0 <= getattr(self, name) <= 1:
@@ -240,7 +248,16 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
     idles = config.whole_episodes or sampling.period > 1
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
 
-    def begin(key: jax.Array) -> RolloutState:
+    steps_per_iteration = config.num_envs * config.horizon
+
+    def randomised(iteration: jax.Array) -> Env:
+        """The environment, as far randomised as it's in this iteration."""
+        if not config.randomisation_steps:
+            return env
+        share = iteration * (steps_per_iteration / config.randomisation_steps)
+        return weakened(env, jnp.minimum(share, 1.0))
+
+    def begin(env: Env, key: jax.Array) -> RolloutState:
         return jax.vmap(lambda k: start(env, sampling, k))(jax.random.split(key, config.num_envs))
 
     def init(key: jax.Array, inputs: Any) -> TrainState:
@@ -255,14 +272,14 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
             learning_rate=jnp.asarray(config.learning_rate, jnp.result_type(float)),
             observation_stats=init_stats((agent.size,)),
             value_stats=init_stats(()),
-            rollout=begin(env_key),
+            rollout=begin(randomised(jnp.zeros(())), env_key),
         )
 
     def collect(state: TrainState, inputs: Any) -> tuple[TrainState, Transition]:
-        params = agent.complete(_learned(state), inputs)
+        params, env = agent.complete(_learned(state), inputs), randomised(state.iteration)
         if config.whole_episodes:
             key, env_key = jax.random.split(state.key)
-            state = state.replace(key=key, rollout=begin(env_key))
+            state = state.replace(key=key, rollout=begin(env, env_key))
         again = not config.whole_episodes
         run = lambda s: rollout(env, sampling, params, s, config.horizon, auto_reset=again)
         states, batch = jax.vmap(run, out_axes=(0, 1))(state.rollout)
@@ -295,7 +312,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
         inputs=inputs,
         env=env,
         config=config,
-        steps_per_iteration=config.num_envs * config.horizon,
+        steps_per_iteration=steps_per_iteration,
         complete=agent.complete,
     )
 

@@ -14,6 +14,7 @@ from jaxrobo.env import NaNGuard, TimeLimit
 from jaxrobo.learning import ppo
 from jaxrobo.learning.normaliser import denormalise, init_stats, normalise
 from jaxrobo.networks import ActorCritic, flatten_observation
+from jaxrobo.randomise import ObservationNoise
 from jaxrobo.rollout import Transition
 from tests.learning.diagnostic_envs import Tasks, Walk, endless
 
@@ -372,6 +373,16 @@ def test_whole_episodes_start_anew_in_every_iteration_and_reach_their_end(whole)
     assert len(np.unique(starts)) == 12
 
 
+def test_randomisation_grows_from_nothing_to_all_of_it():
+    env = ObservationNoise(TimeLimit(Walk(), 6), 0.8, 0.8)
+    trainer = make(env, num_envs=6, whole_episodes=True, randomisation_steps=2 * 6 * 8)
+    state = trainer.init(KEY, ())
+    for expected in (0.0, 0.4, 0.8, 0.8):
+        state, _ = trainer.step(state, ())
+        std = state.rollout.env.info["observation_noise"]["std"]
+        np.testing.assert_allclose(std, np.full(6, expected), rtol=1e-6)
+
+
 def test_what_idle_steps_say_changes_nothing(whole):
     _, collect, update, state = whole
     state, batch = collect(state, ())
@@ -538,6 +549,7 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
         ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
+        ({"randomisation_steps": -1}, "randomisation_steps must not be negative, got -1"),
         ({"critic_learning_rate": 1e-3}, "needs a critic of its own: shared_trunk=False"),
     ],
 )
