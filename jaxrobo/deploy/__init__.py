@@ -4,7 +4,15 @@
 """
 
 from jaxrobo.deploy.dofbot import Dofbot
-from jaxrobo.deploy.export import Network, extract, predict, save_npz, save_stablehlo
+from jaxrobo.deploy.export import (
+    Network,
+    extract,
+    load_npz,
+    predict,
+    restore,
+    save_npz,
+    save_stablehlo,
+)
 from jaxrobo.deploy.robot import Robot, RobotError
 from jaxrobo.deploy.stream import Timing, pace, ramp
 from jaxrobo.deploy.twin import Twin
@@ -19,9 +27,11 @@ __all__ = [
     "Twin",
     "Ur10",
     "extract",
+    "load_npz",
     "pace",
     "predict",
     "ramp",
+    "restore",
     "save_npz",
     "save_stablehlo",
 ]

@@ -4,6 +4,9 @@
     save_npz(network, "policy.npz")                # for `runner.py`: numpy, Python 3.6 or later
     save_stablehlo(network, "policy.stablehlo")    # for jax.export.deserialize, and other runtimes
 
+    network = load_npz("policy.npz")               # and back
+    policy = restore(network, env)                 # its parameters are `network`
+
 There is no ONNX: its only maintained converter from JAX, jax2onnx (0.17), demands an
 orbax-checkpoint older than the one this library needs. Converters from StableHLO serve where ONNX
 is wanted.
@@ -20,15 +23,18 @@ from jaxrobo._files import replacing
 from jaxrobo.data import named
 from jaxrobo.data.normaliser import MAX_OBSERVED
 from jaxrobo.deploy import runner
-from jaxrobo.env import Spec
+from jaxrobo.env import Env, Spec
 from jaxrobo.learning import bc, ppo
 from jaxrobo.learning.normaliser import MAX_NORMALISED, deviation
 from jaxrobo.learning.trainer import Trainer
-from jaxrobo.networks import activation, observation_size
-from jaxrobo.policy import Params
+from jaxrobo.networks import activation, flatten_observation, observation_size
+from jaxrobo.policy import Params, Policy, receding
 
 _EXAMPLES = 16
 """Observations and actions stored in an `.npz`, by which a computer can check itself."""
+
+_ARRAYS = ("offset", "scale", "clip", "action_offset", "action_scale", "action_clip")
+_NUMBERS = ("obs_horizon", "horizon", "period")
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -159,8 +165,7 @@ def save_npz(network: Network, path: str | Path) -> None:
     histories = _examples(network)
     arrays = {f"weight{i}": w for i, w in enumerate(network.weights)}
     arrays |= {f"bias{i}": b for i, b in enumerate(network.biases)}
-    fields = ("offset", "scale", "clip", "action_offset", "action_scale", "action_clip")
-    fields += ("activation", "names", "obs_horizon", "horizon", "period")
+    fields = (*_ARRAYS, *_NUMBERS, "activation", "names")
     with replacing(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -171,6 +176,47 @@ def save_npz(network: Network, path: str | Path) -> None:
             **arrays,
             **{name: np.asarray(getattr(network, name)) for name in fields},
         )
+
+
+def load_npz(path: str | Path) -> Network:
+    """Reads what `save_npz` wrote. Raises ValueError if it's of another format."""
+    with np.load(path, allow_pickle=False) as data:
+        if (found := int(data.get("format", 0))) != runner.FORMAT:
+            raise ValueError(f"{path} has format {found}, expected {runner.FORMAT}")
+        layers = range(int(data["layers"]))
+        return Network(
+            weights=tuple(jnp.asarray(data[f"weight{i}"]) for i in layers),
+            biases=tuple(jnp.asarray(data[f"bias{i}"]) for i in layers),
+            **{name: jnp.asarray(data[name]) for name in _ARRAYS},
+            **{name: int(data[name]) for name in _NUMBERS},
+            activation=str(data["activation"]),
+            names=tuple(map(str, data["names"])),
+        )
+
+
+def restore(network: Network, env: Env) -> Policy:
+    """The policy whose parameters are the network, for an environment like the one of its training.
+
+    Raises:
+      ValueError: if the environment shows something else, or has other actions.
+    """
+    spec = env.observation_spec
+    shows, size = _names(spec), observation_size(spec)
+    if (shows, size) != (network.names, len(network.offset)):
+        raise ValueError(
+            f"the policy reads {len(network.offset)} numbers of {', '.join(network.names)}, but "
+            f"the environment shows {size} of {', '.join(shows)}"
+        )
+    if (found := len(network.action_scale)) != env.action_size:
+        raise ValueError(f"the policy's actions have {found} numbers, expected {env.action_size}")
+    flat = lambda obs: flatten_observation(spec, obs)
+    return receding(
+        lambda network, seen, previous, key: predict(network, jax.vmap(flat)(seen)),
+        network.horizon,
+        env.action_size,
+        network.period,
+        network.obs_horizon,
+    )
 
 
 def save_stablehlo(network: Network, path: str | Path) -> None:

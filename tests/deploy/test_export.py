@@ -11,11 +11,20 @@ import numpy as np
 import pytest
 
 from jaxrobo import data
-from jaxrobo.deploy import arm_server, extract, predict, runner, save_npz, save_stablehlo
+from jaxrobo.deploy import (
+    arm_server,
+    extract,
+    load_npz,
+    predict,
+    restore,
+    runner,
+    save_npz,
+    save_stablehlo,
+)
 from jaxrobo.learning import bc, diffusion_bc, ppo
 from jaxrobo.learning.normaliser import RunningStats
 from tests.deploy.pythons import VERSIONS, older_python
-from tests.learning.diagnostic_envs import Aim, Tasks, aiming
+from tests.learning.diagnostic_envs import Aim, Tasks, Walk, aiming
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -59,8 +68,11 @@ def observations(env, steps=12):
 
 def original(trainer, params, seen):
     """The actions of the original policy."""
-    policy = trainer.act(True)
-    bare = lambda o: o if isinstance(trainer.env.observation_spec, dict) else o["obs"]
+    return acted(trainer.act(True), params, trainer.env, seen)
+
+
+def acted(policy, params, env, seen):
+    bare = lambda o: o if isinstance(env.observation_spec, dict) else o["obs"]
     plan, act = jax.jit(policy.plan), jax.jit(policy.act)
     carry, actions = policy.init(bare(seen[0]), KEY), []
     for i, observation in enumerate(map(bare, seen)):
@@ -107,6 +119,26 @@ def test_a_clone_in_numpy_is_the_original(demos, horizon, action_horizon, obs_ho
         policy.reset()
         np.testing.assert_allclose([policy.act(o) for o in seen], expected, **AGREE)
     assert policy.check() <= 1e-5
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "bc"])
+def test_a_policy_comes_back_from_its_file(algorithm, demos, tmp_path):
+    many = dict(horizon=4, action_horizon=2, obs_horizon=3)
+    trainer, params = ppo_policy() if algorithm == "ppo" else bc_policy(demos, **many)
+    save_npz(extract(trainer, params), tmp_path / "policy.npz")
+    network, seen = load_npz(tmp_path / "policy.npz"), observations(trainer.env)
+    policy = restore(network, trainer.env)
+    found = acted(policy, network, trainer.env, seen)
+    np.testing.assert_allclose(found, original(trainer, params, seen), **AGREE)
+
+
+def test_a_policy_comes_back_only_for_what_it_was_trained_on(exported):
+    network = load_npz(exported)
+    with pytest.raises(ValueError, match=r"reads 7 numbers of task, x, but .* shows \d of obs"):
+        restore(network, Walk())
+    short = network.replace(action_scale=np.ones(3))
+    with pytest.raises(ValueError, match="actions have 3 numbers, expected 1"):
+        restore(short, Tasks())
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "bc"])
@@ -157,11 +189,12 @@ def test_the_runner_refuses_what_was_not_observed_in_training(exported, observat
         policy.act(observation)
 
 
-def test_the_runner_refuses_another_format(exported, tmp_path):
+def test_another_format_is_refused(exported, tmp_path):
     with np.load(exported) as archive:
         np.savez(tmp_path / "new.npz", **{**archive, "format": runner.FORMAT + 1})
-    with pytest.raises(ValueError, match="has format 2, expected 1"):
-        runner.Policy(str(tmp_path / "new.npz"))
+    for read in (runner.Policy, load_npz):
+        with pytest.raises(ValueError, match="has format 2, expected 1"):
+            read(str(tmp_path / "new.npz"))
 
 
 def test_the_runner_notices_that_it_differs(exported, tmp_path):
