@@ -1,8 +1,13 @@
-"""What does PPO reach on DofbotReacher from scratch, and how does that compare with the expert?
+"""What does PPO reach on the reacher tasks from scratch, and how does that compare with the expert?
 
-Trains each drive profile with its preset, for several seeds one after another, and scores the best
+Trains each variant with its preset, for several seeds one after another, and scores the best
 checkpoint of each and the greedy inverse-kinematics expert on the same test episodes. Wall time
 includes compilation.
+
+The targets of the variants with quirks are the plateaus of the originals' published learning curves
+(`docs/media` of OmniIsaacGymEnvs-DofbotReacher, -UR10Reacher, -KukaReacher and -HiwinReacher): a
+moving average over training episodes with exploration, in PhysX; ours is of the mean action, on
+test episodes.
 """
 
 import dataclasses
@@ -10,20 +15,53 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import tyro
 
 import envs
 from benchmarks.common import report
 from experiments import train
+from jaxrobo import rundir
 from jaxrobo.evaluation import Estimate, evaluate
 
-PROFILES = {
-    "isaac": ["--profile", "isaac"],
-    "3.14 rad/s": ["--profile", "isaac", "--velocity-cap", "3.14"],
-    "servo": ["--profile", "servo"],
+
+class Variant(NamedTuple):
+    """A task.
+
+    Attributes:
+      env: its name.
+      flags: of `experiments.train`.
+      target: goals an episode.
+    """
+
+    env: str
+    flags: tuple[str, ...] = ()
+    target: float | None = None
+
+
+_QUIRKS = ("--upstream-quirks",)
+_SAFE = ("--safety",)
+_SERVO = ("--profile", "servo")
+
+VARIANTS = {
+    "dofbot": Variant("DofbotReacher", target=150),
+    "dofbot-3.14": Variant("DofbotReacher", ("--velocity-cap", "3.14"), 30),
+    "dofbot-servo": Variant("DofbotReacher", _SERVO, 10),
+    "dofbot-quirks": Variant("DofbotReacher", _QUIRKS, 47),
+    "ur10": Variant("UR10Reacher"),
+    "ur10-servo": Variant("UR10Reacher", _SERVO),
+    "ur10-quirks": Variant("UR10Reacher", _QUIRKS, 12),
+    "ur10-safety": Variant("UR10Reacher", _SAFE),
+    "ur10-safety-servo": Variant("UR10Reacher", _SAFE + _SERVO),
+    "ur10-safety-quirks": Variant("UR10Reacher", _SAFE + _QUIRKS, 62),
+    "kuka": Variant("KukaReacher"),
+    "kuka-servo": Variant("KukaReacher", _SERVO),
+    "kuka-quirks": Variant("KukaReacher", _QUIRKS, 10.6),
+    "hiwin": Variant("HiwinReacher"),
+    "hiwin-servo": Variant("HiwinReacher", _SERVO),
+    "hiwin-quirks": Variant("HiwinReacher", _QUIRKS, 10),
 }
-TARGETS = {"isaac": 150, "3.14 rad/s": 30, "servo": 10}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +69,17 @@ class Options:
     """Options of the benchmark.
 
     Attributes:
-      profiles: which drives.
+      variants: which tasks.
       seeds: how many runs each.
+      budget: how many times the steps of the presets.
       episodes: test episodes.
       run_dir: where the runs are kept; a temporary folder if None.
       out: where to write JSON.
     """
 
-    profiles: tuple[str, ...] = tuple(PROFILES)
+    variants: tuple[str, ...] = ("dofbot", "dofbot-3.14", "dofbot-servo")
     seeds: int = 3
+    budget: float = 1.0
     episodes: int = 256
     run_dir: Path | None = None
     out: Path | None = None
@@ -49,32 +89,34 @@ def main(options: Options) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = options.run_dir or Path(folder)
-        for profile in options.profiles:
-            expert = _expert(profile, options.episodes)
+        for name in options.variants:
+            expert = _expert(VARIANTS[name], options.episodes)
             for seed in range(options.seeds):
-                run_dir = root / f"{profile.replace(' ', '-').replace('/', '-')}-{seed}"
-                rows.append(_train(profile, seed, run_dir, options.episodes, expert))
-    report("DofbotReacher, goals an episode (599 steps) on the test split", rows, options.out)
+                rows.append(_train(options, name, seed, root / f"{name}-{seed}", expert))
+    report("goals an episode on the test split", rows, options.out)
 
 
-def _expert(profile: str, episodes: int) -> Estimate:
-    task = train.parse(["--env", "DofbotReacher", *PROFILES[profile]])[1]
-    env = envs.make("DofbotReacher", **dataclasses.asdict(task))
+def _expert(variant: Variant, episodes: int) -> Estimate:
+    task = train.parse(["--env", variant.env, *variant.flags])[1]
+    env = envs.make(variant.env, **dataclasses.asdict(task))
     return evaluate(env, env.expert(), (), "test", 0, episodes)[env.metric.name]
 
 
-def _train(profile: str, seed: int, run_dir: Path, episodes: int, expert: Estimate) -> dict:
+def _train(options: Options, name: str, seed: int, run_dir: Path, expert: Estimate) -> dict:
+    variant = VARIANTS[name]
     begin = time.perf_counter()
-    flags = ["--env", "DofbotReacher", "--seed", str(seed), "--run-dir", str(run_dir)]
-    train.main([*flags, "--test-episodes", str(episodes), *PROFILES[profile]])
+    flags = ["--env", variant.env, *variant.flags]
+    steps = round(options.budget * train.parse(flags)[0].steps)
+    flags += ["--steps", str(steps), "--seed", str(seed), "--run-dir", str(run_dir)]
+    train.main([*flags, "--test-episodes", str(options.episodes)])
     seconds = time.perf_counter() - begin
-    result = json.loads((run_dir / "result.json").read_text())
-    goals = Estimate(*(result["goals"][k] for k in Estimate._fields))
+    result = json.loads((run_dir / rundir.RESULT).read_text())
+    goals = Estimate(**result["goals"])
     return {
-        "drive": profile,
+        "variant": name,
         "seed": seed,
         "goals": _show(goals),
-        "target": TARGETS[profile],
+        "target": variant.target,
         "expert": _show(expert),
         "ratio": goals.mean / expert.mean,
         "steps": result["steps"],
