@@ -15,6 +15,7 @@ servo 5 turns 0 .. 270.
 
 import argparse
 import contextlib
+import itertools
 import math
 import select
 import signal
@@ -152,12 +153,16 @@ class Safety:
           hold_after: seconds of silence after which the arm stays where it is.
           rate: commands a second, on average; a quarter of a second's worth may come at once.
         """
-        self.pose = self.target = tuple(pose)
-        self.heard = now
         self._limits, self._speed, self._margin = limits, speed, margin
         self._hold_after, self._rate = hold_after, rate
         self._allowance = self._burst = max(1.0, rate / 4)
-        self._counted = self._stepped = now
+        self._counted = now
+        self.restart(pose, now)
+
+    def restart(self, pose: tuple, now: float) -> None:
+        """Takes the arm to be at a pose, and stays there."""
+        self.pose = self.target = tuple(pose)
+        self.heard = self._stepped = now
 
     def command(self, target: tuple, now: float) -> int:
         """Takes a command, and says which of OK, LIMITED, REFUSED and FLOOD became of it."""
@@ -245,14 +250,14 @@ class Session:
     def _act(self, frame: Frame, now: float) -> int:
         if frame.kind == ACK:
             raise ProtocolError("a client doesn't acknowledge")
+        if frame.kind == STOP:
+            self._safety.hold()  # even if it's late: that does no harm
         if frame.sequence <= self._sequence:
             return STALE
         self._sequence = frame.sequence
         if frame.kind == TARGET:
             return self._safety.command(decode_angles(frame.payload), now)
         self._safety.alive(now)
-        if frame.kind == STOP:
-            self._safety.hold()
         return OK
 
 
@@ -262,14 +267,20 @@ LIMITS = ((0.0, 180.0), (45.0, 135.0), (45.0, 135.0), (45.0, 135.0), (0.0, 180.0
 SPEED = 57.3
 """1 rad/s, the speed limit of the Dofbot's URDF."""
 
-_MARGIN = 45.0
+_MARGIN = 90.0
 """With it, all that a servo can be asked for is clipped; other numbers are garbage, and refused."""
 
 _TICK = 0.01
 """Seconds between two commands to the servos, as in the original's server."""
 
-_DROP_AFTER = 5.0
-"""Seconds of silence after which another client may take over."""
+DROP_AFTER = 5.0
+"""Seconds of silence after which a client is dropped, so that another may take over."""
+
+_LOOK, _ASTRAY = 0.5, 20.0
+"""Seconds between two looks at a servo, and degrees that it may be away, besides its lag."""
+
+_LAG = 0.3
+"""Seconds that servos are told to take, as in the original's server; long replaced by then."""
 
 
 class DryRun:
@@ -293,23 +304,24 @@ class DryRun:
         self.low = tuple(map(min, self.low, pose))
         self.high = tuple(map(max, self.high, pose))
 
+    def near(self, servo: int, angle: float, slack: float) -> bool:
+        """Whether a servo is as close to an angle."""
+        return abs(self.pose[servo - 1] - angle) <= slack
+
 
 class ArmLib:
     """The servos of a Dofbot, through the manufacturer's `Arm_Lib`.
 
-    It turns servos 2 to 4 round by itself, and ignores a whole command if one angle is too large.
+    It turns servos 2 to 4 round by itself, ignores a whole command if one angle is too large, and
+    says nothing of a command that didn't arrive.
     """
-
-    _MOVE_MS = 300  # as in the original's server: each command is replaced long before it's over
 
     def __init__(self) -> None:
         try:
             from Arm_Lib import Arm_Device
         except ImportError as error:
-            raise OSError(
-                f"Arm_Lib is missing ({error}): the Dofbot's own computer has it; elsewhere use "
-                "--dry-run"
-            ) from error
+            hint = "the Dofbot's own computer has it; elsewhere use --dry-run"
+            raise OSError(f"Arm_Lib is missing ({error}): {hint}") from error
         self._device = Arm_Device()
         time.sleep(0.1)
 
@@ -317,21 +329,33 @@ class ArmLib:
         """Where the servos are. Raises OSError if one doesn't answer."""
         return tuple(self._read(servo) for servo in range(1, 7))
 
+    def near(self, servo: int, angle: float, slack: float) -> bool:
+        """Whether a servo answers, and is as close to an angle."""
+        return any(abs(reading - angle) <= slack for reading in self._readings(servo))
+
     def _read(self, servo: int) -> float:
+        for reading in self._readings(servo):
+            return reading
+        hint = "the arm is off, or this servo outside its range: then turn it back by hand"
+        raise OSError(f"servo {servo} doesn't answer: {hint}")
+
+    def _readings(self, servo: int) -> object:
+        """What a servo answers to some attempts; now and then, an answer is lost or garbled."""
         for _ in range(5):
             angle = self._device.Arm_serial_servo_read(servo)
             if angle is not None:
-                return float(angle)
+                yield float(angle)
             time.sleep(0.02)
-        raise OSError(f"servo {servo} doesn't answer; is the arm switched on?")
 
     def write(self, pose: tuple) -> None:
         """Moves the servos."""
-        self._device.Arm_serial_servo_write6(*pose, self._MOVE_MS)
+        self._device.Arm_serial_servo_write6(*pose, int(1000 * _LAG))
 
 
 class Server:
     """Lets one client at a time move the servos; one thread, no waiting on any client.
+
+    Between clients nothing is written, and others may move the arm: each starts where it is then.
 
     Attributes:
       address: (host, port) that it listens on.
@@ -348,6 +372,9 @@ class Server:
         """Reads where the servos are, and listens. Raises OSError if one of them fails."""
         self._servos, self._compatible = servos, compatible
         self._safety = Safety(servos.read(), LIMITS, speed, time.monotonic(), _MARGIN)
+        self._slack = _ASTRAY + _LAG * speed
+        # The others come near the ends of their range, where servos don't answer.
+        self._servo, self._looked = itertools.cycle((2, 3, 4)), 0.0
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind((bind, port))
@@ -364,12 +391,21 @@ class Server:
                 self._listen(max(0.0, due - time.monotonic()))
                 now = time.monotonic()
                 if now >= due:
-                    self._servos.write(self._safety.step(now))
                     due = max(due + _TICK, now)
-                if self._client is not None and now - self._safety.heard > _DROP_AFTER:
-                    self._drop(f"silent for {_DROP_AFTER} s")
+                    if self._client is not None:
+                        self._move(now)
             if self._client is not None:
                 self._drop("the server stops")
+
+    def _move(self, now: float) -> None:
+        self._servos.write(self._safety.step(now))
+        if now - self._safety.heard > DROP_AFTER:
+            self._drop(f"silent for {DROP_AFTER} s")
+        elif now - self._looked > _LOOK:
+            self._looked, servo = now, next(self._servo)
+            # An arm that was off or held would leap to the pose as soon as it can.
+            if not self._servos.near(servo, self._safety.pose[servo - 1], self._slack):
+                self._drop(f"stopped: servo {servo} is off, or not where it's commanded to")
 
     def _listen(self, seconds: float) -> None:
         # The client first: one that has left makes room for the next.
@@ -388,16 +424,20 @@ class Server:
         name = "{}:{}".format(*address[:2])
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._client is None:
-            self._client, self._name = client, name
-            self._session = Session(self._safety, self._compatible)
-            self._safety.alive(time.monotonic())
-            _log(f"{name} connected")
+        if self._client is not None:
+            _log(f"{name} turned away: {self._name} has the arm")
+            with contextlib.closing(client), contextlib.suppress(OSError):
+                if not self._compatible:
+                    client.send(encode_ack(0, Ack(BUSY, self._safety.pose)))
             return
-        _log(f"{name} turned away: {self._name} has the arm")
-        with contextlib.closing(client), contextlib.suppress(OSError):
-            if not self._compatible:
-                client.send(encode_ack(0, Ack(BUSY, self._safety.pose)))
+        try:
+            self._safety.restart(self._servos.read(), time.monotonic())
+        except OSError as error:
+            _log(f"{name} turned away: {error}")
+            return client.close()
+        self._client, self._name, self._looked = client, name, time.monotonic()
+        self._session = Session(self._safety, self._compatible)
+        _log(f"{name} connected")
 
     def _converse(self) -> None:
         try:

@@ -5,15 +5,20 @@
             arm.send(q)                  # [5] rad, at 60 Hz
 
 In the safe mode every message is a frame that the server acknowledges, in its own time: nothing
-here waits for it, but a server that has been silent for `timeout` is an error. The compatible mode
-speaks to `sim2real/dofbot-server.ipynb` of OmniIsaacGymEnvs-DofbotReacher (commit 7ed46b3): packets
-of 24 bytes, no answers. There the arm's pose is unknown, and taken to be the middle, to which that
-server moves it when it starts; and a server that hangs isn't noticed.
+here waits for it, but a server that has been silent for `timeout` is an error. It drops a client
+that has been silent for 5 s (`arm_server.DROP_AFTER`).
+
+The compatible mode speaks to `sim2real/dofbot-server.ipynb` of OmniIsaacGymEnvs-DofbotReacher
+(commit 7ed46b3): packets of 24 bytes, no answers. That server moves the arm to the middle when it
+starts, and later leaves it where the last client did, which it can't say: start it anew before
+every connection, or say where the arm is. If that's wrong, the arm leaps. A server that hangs isn't
+noticed.
 """
 
 import math
 import socket
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,8 +27,14 @@ from jaxrobo.deploy.robot import Robot, RobotError
 
 JOINTS = 5
 
+LIMITS = tuple(tuple(math.radians(a - 90) for a in pair) for pair in wire.LIMITS[:JOINTS])
+"""(lower, upper) of each joint, rad."""
+
 _MIDDLE = 90.0
 """The angle of a servo, degrees, whose joint is at 0; and that of the gripper, always."""
+
+_ROUNDING = 1e-3
+"""By which a start may be outside the limits, rad: it comes from what was printed."""
 
 
 def servo_angles(q: np.ndarray) -> tuple[float, ...]:
@@ -42,12 +53,27 @@ def joint_angles(servos: tuple[float, ...]) -> np.ndarray:
     return np.radians(np.subtract(servos[:JOINTS], _MIDDLE))
 
 
+def checked_start(start: Sequence[float] | None) -> np.ndarray:
+    """A pose to start from, `[5]` rad; the middle if None.
+
+    Raises:
+      ValueError: unless it's five angles within `LIMITS`.
+    """
+    start = np.zeros(JOINTS) if start is None else np.asarray(start, float)
+    low, high = np.transpose(LIMITS)
+    inside = lambda: (start >= low - _ROUNDING) & (start <= high + _ROUNDING)
+    if start.shape != (JOINTS,) or not np.all(inside()):
+        limits = ", ".join(f"{a:.3g} .. {b:.3g}" for a, b in LIMITS)
+        raise ValueError(f"start must be {JOINTS} angles in rad, within {limits}; got {start}")
+    return start
+
+
 class Dofbot(Robot):
     """A connection to the arm; see `Robot`.
 
     Attributes:
       limited: commands that were clipped to the joint limits.
-      reported: where the server said last that it commands the joints to, `[5]` rad; the middle in
+      reported: where the server said last that it commands the joints to, `[5]` rad; the start in
         the compatible mode.
     """
 
@@ -57,6 +83,7 @@ class Dofbot(Robot):
         port: int = wire.PORT,
         *,
         compatible: bool = False,
+        start: Sequence[float] | None = None,
         speed: float = 1.0,
         timeout: float = 1.0,
     ) -> None:
@@ -66,20 +93,27 @@ class Dofbot(Robot):
           host: the server's name or address.
           port: the server's.
           compatible: whether it's the original's server, or `arm_server --compatible`.
+          start: where the arm is, in the compatible mode, whose server can't say; the middle if
+            None. [5] rad
           speed: highest speed of a joint, rad/s; 1 is that of the URDF.
           timeout: seconds of silence after which the server is lost.
 
         Raises:
           RobotError: if there's no such server, or another client has the arm.
-          ValueError: if speed or timeout isn't positive.
+          ValueError: if speed or timeout isn't positive, start isn't within the limits, or it's
+            given although the server knows.
         """
         for name, value in (("speed", speed), ("timeout", timeout)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
-        self.limited, self.reported = 0, np.zeros(JOINTS)
+        if start is not None and not compatible:
+            raise ValueError("a start is for the compatible mode: other servers know where it is")
+        self.limited, self.reported = 0, checked_start(start)
         self._name, self._compatible, self._timeout = f"{host}:{port}", compatible, timeout
         self._sequence = self._acknowledged = 0
         self._unread, self._waiting_since = b"", 0.0
+        pose, now = servo_angles(self.reported), time.monotonic()
+        self._safety = wire.Safety(pose, wire.LIMITS, math.degrees(speed), now)
         self._socket = self._connect(host, port)
         try:
             if not compatible:
@@ -87,8 +121,7 @@ class Dofbot(Robot):
         except RobotError:
             self._socket.close()
             raise
-        pose, now = servo_angles(self.reported), time.monotonic()
-        self._safety = wire.Safety(pose, wire.LIMITS, math.degrees(speed), now)
+        self._safety.restart(servo_angles(self.reported), time.monotonic())
 
     @property
     def pose(self) -> np.ndarray:
@@ -96,7 +129,11 @@ class Dofbot(Robot):
         return joint_angles(self._safety.pose)
 
     def send(self, q: np.ndarray) -> np.ndarray:
-        """See `Robot.send`: `[5]` -> `[5]`."""
+        """See `Robot.send`: `[5]` -> `[5]`.
+
+        Returns `reported`, which is late by the way there and back, but heeds the server's own
+        limits; in the compatible mode, what was sent.
+        """
         now = time.monotonic()
         if not self._compatible:
             self._read(now)
@@ -107,7 +144,7 @@ class Dofbot(Robot):
         pose = self._safety.step(now)
         if status != wire.FLOOD:
             self._write(wire.TARGET, wire.encode_angles(pose))
-        return joint_angles(pose)
+        return joint_angles(pose) if self._compatible else self.reported
 
     def stop(self) -> None:
         """See `Robot.stop`."""
@@ -131,7 +168,7 @@ class Dofbot(Robot):
             ) from error
         except TimeoutError as error:
             raise RobotError(f"{self._name} doesn't answer within {self._timeout} s") from error
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise RobotError(f"{self._name} can't be reached: {error}") from error
         link.setblocking(False)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -190,7 +227,11 @@ class Dofbot(Robot):
         if ack.status == wire.BUSY:
             raise RobotError(f"{self._name} turned us away: another client has the arm")
         if ack.status in (wire.REFUSED, wire.STALE):
-            raise RobotError(f"{self._name} answers '{wire.STATUSES[ack.status]}'")
+            angles = ", ".join(f"{a:.1f}" for a in self._safety.pose)
+            raise RobotError(
+                f"{self._name} answers '{wire.STATUSES[ack.status]}' to message {frame.sequence}, "
+                f"about servo angles of {angles} degrees; the arm holds its pose"
+            )
         return ack
 
     def _confirm(self, kind: int) -> None:
@@ -201,7 +242,10 @@ class Dofbot(Robot):
             self._read(time.monotonic())
 
     def _lost(self, why: str) -> RobotError:
-        return RobotError(f"lost {self._name}: {why}; the arm holds its pose")
+        return RobotError(
+            f"lost {self._name}: {why}; the arm holds its pose. The server's log may say more: it "
+            f"drops who is silent for {wire.DROP_AFTER:g} s"
+        )
 
     def _foreign(self, why: object) -> RobotError:
         return RobotError(

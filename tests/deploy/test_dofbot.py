@@ -5,11 +5,12 @@ import math
 import socket
 import threading
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from jaxrobo.deploy import Dofbot, RobotError, arm_server
+from jaxrobo.deploy import Dofbot, RobotError, arm_server, ramp
 from jaxrobo.deploy import arm_server as wire
 from jaxrobo.deploy.dofbot import joint_angles, servo_angles
 from jaxrobo.deploy.dry_run import dry_run
@@ -35,26 +36,39 @@ def connect(port, **options):
 
 
 class Watched(arm_server.DryRun):
-    """Servos that also know their fastest movement."""
+    """Servos that also know their fastest movement, and can be switched off."""
 
     fastest = 0.0
     writes = 0
+    on = True
+
+    def read(self):
+        if not self.on:
+            raise OSError("servo 1 doesn't answer")
+        return super().read()
+
+    def near(self, servo, angle, slack):
+        return self.on and super().near(servo, angle, slack)
 
     def write(self, pose):
         self.fastest = max(self.fastest, np.abs(np.subtract(pose, self.pose)).max())
         self.writes += 1
         super().write(pose)
 
+    def turn(self, pose):
+        """By hand, or by another program."""
+        self.pose = pose
+
     def within_limits(self):
         return bool(np.all(np.array(self.low) >= LOW) and np.all(np.array(self.high) <= HIGH))
 
 
 @contextlib.contextmanager
-def serving(rate=250.0, **options):
+def serving(rate=250.0, margin=arm_server._MARGIN, **options):
     """A server in a thread, that must end by itself."""
     servos, stop = Watched(), threading.Event()
     server = arm_server.Server(servos, HOST, 0, **options)
-    server._safety._rate = rate
+    server._safety._rate, server._safety._margin = rate, margin
     errors = []
 
     def serve():
@@ -133,13 +147,21 @@ def test_the_arm_follows_and_the_next_client_starts_where_it_is():
 
 def test_the_first_command_is_a_ramp():
     with serving(speed=100.0) as (port, servos), connect(port, speed=1.0) as arm:
-        begin, first = time.monotonic(), arm.send(FAR)
-        assert np.abs(first).max() < 0.1
+        begin = time.monotonic()
+        arm.send(FAR)
+        assert np.abs(arm.pose).max() < 0.1
         for _ in range(20):
             time.sleep(0.01)
-            sent = arm.send(FAR)
-        assert np.abs(sent).max() <= time.monotonic() - begin + 0.05
+            arm.send(FAR)
+        assert np.abs(arm.pose).max() <= time.monotonic() - begin + 0.05
         assert servos.fastest <= 100.0 * 0.05 + 1e-6
+
+
+def test_a_ramp_waits_for_a_server_that_is_slower():
+    near = FAR / 4
+    with serving(speed=30.0) as (port, servos), connect(port, speed=50.0) as arm:
+        assert ramp(arm, near, 100.0)
+        np.testing.assert_allclose(servos.pose, servo_angles(near), atol=0.2)
 
 
 def test_commands_beyond_the_limits_are_clipped_and_counted():
@@ -159,6 +181,30 @@ def test_the_original_protocol_works_from_client_to_server():
             wait_until(lambda: arm.send(FAR) is None or arrived())
             arm.stop()
         np.testing.assert_allclose(servos.pose, servo_angles(FAR), atol=1e-3)
+
+
+def test_the_compatible_mode_starts_where_it_is_told():
+    start = FAR / 4
+    with serving(speed=2000.0, compatible=True) as (port, servos):
+        servos.turn(servo_angles(start))
+        with connect(port, compatible=True, start=start, speed=0.1) as arm:
+            np.testing.assert_allclose(arm.pose, start)
+            arm.send(start)
+            unchanged(servos)
+        np.testing.assert_allclose(servos.pose, servo_angles(start), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "start", [np.zeros(6), [90.0] * 5, [0.0, 0.0, 0.8, 0.0, 0.0], [np.nan] * 5]
+)
+def test_a_start_outside_the_limits_is_refused(start):
+    with pytest.raises(ValueError, match=r"start must be 5 angles in rad, within -1.57 .. 1.57, "):
+        Dofbot(HOST, 1, compatible=True, start=start)
+
+
+def test_a_start_is_for_the_compatible_mode():
+    with pytest.raises(ValueError, match="a start is for the compatible mode"):
+        Dofbot(HOST, 1, start=np.zeros(5))
 
 
 def test_the_client_of_the_original_works():
@@ -188,13 +234,17 @@ def test_the_server_runs_under_an_older_python(version):
 # --- servers that aren't as they should be --------------------------------------------------------
 
 
-def test_no_server():
+def test_no_server(monkeypatch):
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(RobotError, match=f"{HOST}:{port} refuses the connection: is arm_server.py"):
         connect(port)
-    with pytest.raises(RobotError, match="can't be reached"):
-        Dofbot("nowhere.invalid", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(-2, "unknown")))
+        with pytest.raises(RobotError, match=r"can't be reached: .*unknown"):
+            Dofbot("nowhere.invalid", 1)
+    with pytest.raises(RobotError, match=r"192.168.1..20:1 can't be reached"):
+        Dofbot("192.168.1..20", 1)
 
 
 def test_a_server_that_never_answers():
@@ -280,34 +330,89 @@ def test_angles_that_are_not_finite_are_an_error(value):
         assert servos.low == servos.high == (90.0,) * 6
 
 
+def test_what_the_server_refuses_is_told():
+    words = r"answers 'refused' to message \d+, about servo angles of 9\d\.\d, "
+    with (
+        serving(margin=-100.0) as (port, _),
+        connect(port) as arm,
+        pytest.raises(RobotError, match=words),
+    ):
+        follow(arm, FAR)
+
+
 @pytest.mark.parametrize("options", [{"speed": 0.0}, {"speed": math.nan}, {"timeout": -1.0}])
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be positive"):
         Dofbot(HOST, 1, **options)
 
 
-@pytest.mark.parametrize("leaves", [True, False])
-def test_the_arm_holds_when_the_client_falls_silent_or_leaves(leaves):
+def test_the_arm_holds_when_the_client_falls_silent():
     with serving(speed=5.0) as (port, servos):  # 11 s for the whole way
-        arm = connect(port, speed=20.0)
-        wait_until(lambda: arm.send(FAR) is None or servos.pose[0] > 90)
-        if leaves:
-            arm._socket.close()
-        time.sleep(0.4)
-        held, writes = servos.pose, servos.writes
+        with connect(port, speed=20.0) as arm:
+            wait_until(lambda: arm.send(FAR) is None or servos.pose[0] > 90)
+            held = unchanged(servos)
         assert 90 < held[0] < servo_angles(FAR)[0] - 20
-        wait_until(lambda: servos.writes > writes + 3)
-        assert servos.pose == held
-        arm.close()
+
+
+def unchanged(servos, writes=20):
+    """The pose that has been written so often, one after another."""
+    pose, first = servos.pose, servos.writes
+
+    def held():
+        nonlocal pose, first
+        if servos.pose != pose:
+            pose, first = servos.pose, servos.writes
+        return servos.writes >= first + writes
+
+    wait_until(held)
+    return pose
+
+
+def test_nothing_is_written_without_a_client_and_the_next_starts_where_the_arm_is_then(capsys):
+    with serving(speed=50.0) as (port, servos):
+        arm = connect(port, speed=20.0)
+        wait_until(lambda: arm.send(FAR) is None or servos.pose[0] > 91)
+        arm._socket.close()
+        wait_until(lambda: "the arm holds" in capsys.readouterr().err)
+        assert servos.pose[0] < servo_angles(FAR)[0] - 20
+        elsewhere = (*np.subtract(servos.pose, 30)[:5], 90.0)
+        servos.turn(elsewhere)
+        writes = servos.writes
+        time.sleep(0.1)
+        assert (servos.pose, servos.writes) == (elsewhere, writes)
+        with connect(port) as arm:
+            np.testing.assert_allclose(arm.pose, joint_angles(elsewhere), atol=1e-6)
+            wait_until(lambda: servos.writes > writes + 5)
+        assert servos.pose == elsewhere
+        assert servos.fastest <= 50.0 * 0.05 + 1e-6
+
+
+def test_an_arm_that_is_switched_off_is_let_go(monkeypatch, capsys):
+    monkeypatch.setattr(arm_server, "_LOOK", 0.02)
+    with serving() as (port, servos):
+        with connect(port) as arm:
+            wait_until(lambda: arm.send(FAR) is None or servos.pose[0] > 90)
+            servos.on = False
+            with pytest.raises(
+                RobotError, match=r"lost .* log may say more: it drops who is silent"
+            ):
+                follow(arm, FAR)
+        writes = servos.writes
+        with pytest.raises(RobotError, match="lost"):
+            connect(port)
+        assert servos.writes == writes
+        servos.on = True
+        connect(port).close()
+    log = capsys.readouterr().err
+    assert "servo 2 is off, or not where it's commanded to" in log
+    assert "turned away: servo 1 doesn't answer" in log
 
 
 def test_a_silent_client_makes_room(monkeypatch):
-    monkeypatch.setattr(arm_server, "_DROP_AFTER", 0.1)
+    monkeypatch.setattr(arm_server, "DROP_AFTER", 1.0)
     with serving() as (port, _), socket.create_connection((HOST, port)) as silent:
-        time.sleep(0.05)
         silent.sendall(b"JXRB\x01")  # and nothing more
-        wait_until(lambda: silent.recv(100) == b"")
-        monkeypatch.undo()
+        assert silent.recv(100) == b""
         connect(port).close()
 
 
@@ -372,9 +477,11 @@ class Device:
     """`Arm_Lib.Arm_Device`, as its users see it."""
 
     def __init__(self):
-        self.angles, self.dumb, self.written = [90] * 6, set(), None
+        self.angles, self.dumb, self.written, self.garbled = [90] * 6, set(), None, []
 
     def Arm_serial_servo_read(self, servo):
+        if self.garbled:
+            return self.garbled.pop(0)
         return None if servo in self.dumb else self.angles[servo - 1]
 
     def Arm_serial_servo_write6(self, *angles_and_time):
@@ -391,5 +498,11 @@ def test_the_arms_library_is_read_and_written(monkeypatch):
     servos.write((90.0, 80.0, 90.0, 90.0, 90.0, 90.0))
     assert device.written == (90.0, 80.0, 90.0, 90.0, 90.0, 90.0, 300)
     device.dumb = {3}
-    with pytest.raises(OSError, match="servo 3 doesn't answer; is the arm switched on"):
+    with pytest.raises(OSError, match=r"servo 3 doesn't answer: the arm is off, .* by hand"):
         servos.read()
+    assert not servos.near(3, 90.0, 20.0)
+    device.dumb = set()
+    assert servos.near(3, 75.0, 20.0)
+    assert not servos.near(3, 65.0, 20.0)
+    device.garbled = [0, None, 90]
+    assert servos.near(3, 90.0, 20.0)

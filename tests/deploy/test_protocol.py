@@ -20,7 +20,7 @@ FRAMES = [
 
 
 def safety(pose=MIDDLE):
-    return wire.Safety(pose, wire.LIMITS, wire.SPEED, 0.0, margin=45.0)
+    return wire.Safety(pose, wire.LIMITS, wire.SPEED, 0.0, margin=wire._MARGIN)
 
 
 def answers(data):
@@ -107,7 +107,7 @@ def test_replayed_and_late_frames_move_nothing(again):
     assert guard.heard == 0.0
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -46.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -91.0])
 @pytest.mark.parametrize("compatible", [False, True])
 def test_one_bad_number_refuses_the_whole_target(value, compatible):
     guard = safety()
@@ -126,6 +126,24 @@ def test_stop_ends_a_movement():
     assert where != MIDDLE
     session.receive(wire.encode(wire.STOP, 2), 0.05)
     assert guard.step(0.1) == where
+
+
+def test_a_late_stop_ends_a_movement_too():
+    guard = safety()
+    session = wire.Session(guard, compatible=False)
+    session.receive(target(7), 0.0)
+    where = guard.step(0.04)
+    assert answers(session.receive(wire.encode(wire.STOP, 6), 0.05)) == [(6, "stale")]
+    assert guard.step(0.1) == where
+
+
+def test_every_pose_of_the_servos_can_be_started_from():
+    """Servo 5 turns to 270 degrees, twice as far from its middle as the task's limits."""
+    guard = safety(pose=(180.0, 0.0, 180.0, 0.0, 270.0, 0.0))
+    session = wire.Session(guard, compatible=False)
+    assert answers(session.receive(target(1, guard.pose), 0.0)) == [(1, "limited")]
+    moved = guard.step(0.04)
+    assert moved == pytest.approx((180.0, 2.292, 177.708, 2.292, 267.708, 2.292))
 
 
 def test_compatible_packets_are_24_bytes_wherever_they_are_cut():

@@ -71,6 +71,15 @@ def test_from_outside_the_limits_it_only_comes_in():
     assert safety.step(1.05) == pytest.approx((1.45, 2.95))
 
 
+def test_it_can_start_again_elsewhere():
+    safety = at(hold_after=math.inf)
+    safety.command((1.0, 1.0), 0.0)
+    safety.restart((-0.5, 0.5), 10.0)
+    assert safety.step(10.01) == (-0.5, 0.5)
+    safety.command((1.0, 0.5), 10.01)
+    assert safety.step(10.02) == pytest.approx((-0.49, 0.5))
+
+
 def test_more_commands_than_the_rate_are_refused():
     safety = at(rate=100.0)
     statuses = [safety.command((0.0, 1.0), 0.0) for _ in range(40)]
