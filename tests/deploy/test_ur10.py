@@ -19,11 +19,18 @@ class Ros:
 
     Duration = float
 
-    def __init__(self, pose=START):
-        self.pose, self.published, self.open = pose, [], 0
+    def __init__(self, pose=START, prefix="", online=True):
+        self.pose, self.prefix, self.online = pose, prefix, online
+        self.published, self.open = [], 0
+
+    def is_master_online(self):
+        return self.online
+
+    def get_master_uri(self):
+        return "http://robot:11311"
 
     def init_node(self, name, **options):
-        self.node = name
+        assert self.online, "it would wait for ever"
 
     def Subscriber(self, topic, kind, listen):
         assert topic == f"{CONTROLLER}/state"
@@ -45,6 +52,7 @@ class Ros:
         joints = sorted(zip(JOINTS, pose, strict=True))
         names, positions = zip(*joints, strict=True)
         assert names[:3] == ("elbow_joint", "shoulder_lift_joint", "shoulder_pan_joint")
+        names = tuple(self.prefix + name for name in names)
         self.listen(SimpleNamespace(joint_names=names, actual=SimpleNamespace(positions=positions)))
 
 
@@ -53,6 +61,7 @@ def install(monkeypatch, ros):
     control = SimpleNamespace(JointTrajectoryControllerState=object)
     trajectory = SimpleNamespace(JointTrajectory=message, JointTrajectoryPoint=message)
     monkeypatch.setitem(sys.modules, "rospy", ros)
+    monkeypatch.setitem(sys.modules, "rosgraph", ros)
     for name, messages in (("control_msgs", control), ("trajectory_msgs", trajectory)):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(msg=messages))
         monkeypatch.setitem(sys.modules, f"{name}.msg", messages)
@@ -86,10 +95,25 @@ def test_nothing_is_published_before_the_driver_speaks(monkeypatch):
         Ur10(timeout=0.1)
     assert time.monotonic() - begin < 2
     assert ros.published == []
+    assert ros.open == 0
+
+
+def test_without_a_master_it_does_not_wait(monkeypatch):
+    install(monkeypatch, Ros(online=False))
+    with pytest.raises(RobotError, match="no ROS master at http://robot:11311: start ur_robot_dr"):
+        Ur10()
+
+
+def test_joints_of_another_name(monkeypatch):
+    ros = Ros(prefix="left_")
+    install(monkeypatch, ros)
+    with pytest.raises(RobotError, match=r"tells of left_elbow_joint, .*, expected shoulder_pan_j"):
+        Ur10()
+    assert ros.open == 0
 
 
 def test_it_starts_from_the_measured_pose_and_publishes_ten_times_a_second(ros, clock):
-    goal = START + 0.3
+    goal = START + 0.25
     with Ur10(speed=0.5) as arm:
         np.testing.assert_allclose(arm.pose, START)
         for k in range(61):
@@ -100,22 +124,46 @@ def test_it_starts_from_the_measured_pose_and_publishes_ten_times_a_second(ros, 
         np.testing.assert_allclose(sent, goal)
         assert 9 <= len(ros.published) <= 11
         assert ros.open == 2
-    last = ros.published[-1]
+        last = ros.published[-1]
     assert last.joint_names == list(JOINTS)
     np.testing.assert_allclose(last.points[0].positions, goal)  # wrist 3 too
     assert ros.open == 0
 
 
 def test_a_trajectory_takes_as_long_as_the_slowest_joint_needs(ros, clock):
-    with Ur10(speed=100.0) as arm:
+    with Ur10(speed=4.0) as arm:
         clock.seconds += 0.05
-        arm.send(np.add(START, [1.0, 0.3, 0.0, 0.0, 0.0, -0.5]))
-        assert ros.published[0].points[0].time_from_start == pytest.approx(1.0 / 3.15)
-        ros.report(arm.pose)
+        ros.report(np.add(START, [-1.0, 0.0, 0.0, 0.0, 0.0, 0.5]))
+        arm.send(np.add(START, [0.2, 0.1, 0.0, 0.0, 0.0, -0.1]))
+        assert ros.published[0].points[0].time_from_start == pytest.approx(1.2 / 4.0)
         clock.seconds += 1.0
         ros.report(arm.pose)
         arm.send(arm.pose)
         assert ros.published[1].points[0].time_from_start == pytest.approx(0.1)
+
+
+def test_an_arm_that_stands_still_is_not_sent_farther_and_farther_away(ros, clock):
+    """As after a protective stop, while its state is still reported."""
+
+    def follow(arm):
+        for k in range(240):
+            clock.seconds = 100 + k / 60
+            ros.report(START)
+            arm.send(START + 0.7)
+
+    with Ur10(speed=0.5) as arm:
+        with pytest.raises(RobotError, match=r"doesn't follow, it's 0.3\d rad behind: is it stopp"):
+            follow(arm)
+        assert 100.6 < clock.seconds < 100.7
+        for message in ros.published:
+            way = np.abs(message.points[0].positions - START).max()
+            assert way <= 0.32
+            assert way / message.points[0].time_from_start <= 0.5 + 1e-9
+        here = START + 0.01
+        ros.report(here)
+        arm.stop()
+        np.testing.assert_allclose(ros.published[-1].points[0].positions, here)
+        np.testing.assert_allclose(arm.pose, here)
 
 
 def test_limits_and_bad_numbers(ros, clock):
@@ -124,6 +172,7 @@ def test_limits_and_bad_numbers(ros, clock):
         low = np.transpose(LIMITS)[0]
         np.testing.assert_allclose(arm.send(np.full(6, -9.0)), low)
         assert arm.limited == 1
+        ros.report(low)
         with pytest.raises(RobotError, match="aren't finite; the arm holds its pose"):
             arm.send(np.full(6, math.nan))
         with pytest.raises(ValueError, match=r"a UR10 has 6 joints, got an array of shape \(5,\)"):
