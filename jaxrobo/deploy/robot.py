@@ -17,6 +17,7 @@ class Robot(abc.ABC):
 
     Every command passes joint limits, a speed limit and a check that it's finite
     (`arm_server.Safety`), so that the first ones bring the robot slowly from wherever it is.
+    Clients aren't thread-safe.
 
     Attributes:
       limited: commands that were clipped to the joint limits.
@@ -31,9 +32,11 @@ class Robot(abc.ABC):
 
     @abc.abstractmethod
     def send(self, q: np.ndarray) -> np.ndarray:
-        """Moves towards joint angles `[n]`, and returns what was commanded, `[n]`.
+        """Moves towards joint angles `[n]`, and returns where it's commanded to be, `[n]`.
 
-        Call it at a steady rate: the robot holds its pose when it hears nothing. Never waits.
+        That is, as far as it's known: a server tells a little late. Call it at a steady rate: the
+        robot holds its pose when it hears nothing, and a server may drop who is silent for longer.
+        Never waits.
 
         Raises:
           RobotError: if an angle isn't finite, or the robot is lost. It then holds its pose.
@@ -58,6 +61,8 @@ class Robot(abc.ABC):
         traceback: TracebackType | None,
     ) -> None:
         """Holds the pose and disconnects."""
-        with contextlib.suppress(RobotError):
-            self.stop()
-        self.close()
+        try:
+            with contextlib.suppress(RobotError):
+                self.stop()
+        finally:
+            self.close()

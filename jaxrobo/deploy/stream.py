@@ -2,6 +2,7 @@
 
 import math
 import time
+from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def pace(
     """
     if not 0 < rate < math.inf:
         raise ValueError(f"rate must be positive, got {rate}")
-    period, starts, ends = 1 / rate, [], []
+    period, starts, ends = 1 / rate, array("d"), array("d")  # 3.5 MB an hour at 60 Hz
     begin = due = clock()
     while not stopped() and (now := clock()) - begin < seconds:
         starts.append(now)
