@@ -179,19 +179,17 @@ def save_npz(network: Network, path: str | Path) -> None:
 
 
 def load_npz(path: str | Path) -> Network:
-    """Reads what `save_npz` wrote. Raises ValueError if it's of another format."""
-    with np.load(path, allow_pickle=False) as data:
-        if (found := int(data.get("format", 0))) != runner.FORMAT:
-            raise ValueError(f"{path} has format {found}, expected {runner.FORMAT}")
-        layers = range(int(data["layers"]))
-        return Network(
-            weights=tuple(jnp.asarray(data[f"weight{i}"]) for i in layers),
-            biases=tuple(jnp.asarray(data[f"bias{i}"]) for i in layers),
-            **{name: jnp.asarray(data[name]) for name in _ARRAYS},
-            **{name: int(data[name]) for name in _NUMBERS},
-            activation=str(data["activation"]),
-            names=tuple(map(str, data["names"])),
-        )
+    """Reads what `save_npz` wrote. Raises ValueError if it's damaged or of another format."""
+    data = runner.read(str(path))
+    layers = range(int(data["layers"]))
+    return Network(
+        weights=tuple(jnp.asarray(data[f"weight{i}"]) for i in layers),
+        biases=tuple(jnp.asarray(data[f"bias{i}"]) for i in layers),
+        **{name: jnp.asarray(data[name]) for name in _ARRAYS},
+        **{name: int(data[name]) for name in _NUMBERS},
+        activation=str(data["activation"]),
+        names=tuple(map(str, data["names"])),
+    )
 
 
 def restore(network: Network, env: Env) -> Policy:

@@ -21,6 +21,7 @@ computed.
 
 import sys
 import time
+import zipfile
 
 import numpy as np
 
@@ -45,6 +46,20 @@ ACTIVATIONS = {
 }
 
 
+def read(path: str) -> dict:
+    """The arrays of an exported policy. Raises ValueError if it isn't one of this format."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            data = {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        message = f"{path} isn't an exported policy, or was cut short ({error})"
+        raise ValueError(message) from error
+    found = int(data.get("format", 0))
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found}, expected {FORMAT}")
+    return data
+
+
 class Policy:
     """An exported policy, and where it is in its chunk of actions.
 
@@ -56,12 +71,7 @@ class Policy:
 
     def __init__(self, path: str) -> None:
         """Reads a file. Raises ValueError if it isn't an exported policy of this format."""
-        with np.load(path, allow_pickle=False) as archive:
-            data = {name: archive[name] for name in archive.files}
-        found = int(data.get("format", 0))
-        if found != FORMAT:
-            raise ValueError(f"{path} has format {found}, expected {FORMAT}")
-        self._data = data
+        self._data = data = read(path)
         self.names = [str(name) for name in data["names"]]
         self.size, self.action_size = len(data["offset"]), len(data["action_scale"])
         self._horizon, self._period = int(data["horizon"]), int(data["period"])
@@ -108,9 +118,13 @@ class Policy:
         return np.clip(x, -clip, clip) * data["action_scale"] + data["action_offset"]
 
     def check(self) -> float:
-        """The largest difference from the original, on the examples in the file."""
-        chunks = [self.predict(x) for x in self._data["example_histories"]]
-        return float(np.max(np.abs(np.array(chunks) - self._data["example_chunks"])))
+        """The largest difference from the original, on the examples in the file.
+
+        As a share of the largest number of their actions, if that is above 1.
+        """
+        expected = self._data["example_chunks"]
+        chunks = np.array([self.predict(x) for x in self._data["example_histories"]])
+        return float(np.max(np.abs(chunks - expected)) / max(1.0, np.max(np.abs(expected))))
 
     def _flat(self, observation: object) -> np.ndarray:
         if isinstance(observation, dict):
@@ -140,10 +154,13 @@ def main() -> None:
     """Runs the command line."""
     if len(sys.argv) != 2:
         sys.exit("usage: python3 runner.py policy.npz")
-    policy = Policy(sys.argv[1])
+    try:
+        policy = Policy(sys.argv[1])
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     difference = policy.check()
     print(f"{policy.size} numbers in, {policy.action_size} out, {rate(policy):,.0f} a second")
-    print(f"differs from the original by at most {difference:.1e}")
+    print(f"differs from the original by at most {difference:.1e} of the largest action, or of 1")
     if not difference <= 1e-5:
         sys.exit("error: that is more than 1e-5")
 

@@ -197,6 +197,32 @@ def test_another_format_is_refused(exported, tmp_path):
             read(str(tmp_path / "new.npz"))
 
 
+@pytest.mark.parametrize("read", [runner.Policy, load_npz])
+@pytest.mark.parametrize("length", [0, 3, 1000, -1])
+def test_a_file_that_was_cut_short_is_refused(read, length, exported, tmp_path):
+    path = tmp_path / "policy.npz"
+    path.write_bytes(exported.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"policy.npz isn't an exported policy, or was cut short"):
+        read(str(path))
+
+
+def test_a_single_array_is_refused(exported, tmp_path, monkeypatch):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    monkeypatch.setattr("sys.argv", ["runner.py", str(tmp_path / "array.npy")])
+    with pytest.raises(SystemExit, match=r"error: .* isn't an exported policy"):
+        runner.main()
+
+
+def test_large_actions_may_differ_by_more(exported, tmp_path):
+    network = load_npz(exported)
+    save_npz(network.replace(action_scale=1e4 * network.action_scale), tmp_path / "large.npz")
+    policy = runner.Policy(str(tmp_path / "large.npz"))
+    data = runner.read(str(tmp_path / "large.npz"))
+    found = np.array([policy.predict(x) for x in data["example_histories"]])
+    assert np.abs(found - data["example_chunks"]).max() > 1e-5
+    assert policy.check() <= 1e-5
+
+
 def test_the_runner_notices_that_it_differs(exported, tmp_path):
     with np.load(exported) as archive:
         np.savez(tmp_path / "policy.npz", **{**archive, "bias0": archive["bias0"] + 1})
