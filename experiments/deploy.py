@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +25,19 @@ from experiments import cli
 from experiments.common import load
 from jaxrobo import rundir
 from jaxrobo._signals import stop_on_signal
-from jaxrobo.deploy import Dofbot, Robot, RobotError, Timing, Twin, Ur10, arm_server, pace, ramp
+from jaxrobo.deploy import (
+    Dofbot,
+    Robot,
+    RobotError,
+    Timing,
+    Twin,
+    Ur10,
+    arm_server,
+    dofbot,
+    pace,
+    ramp,
+    ur10,
+)
 from jaxrobo.deploy.dry_run import dry_run
 from jaxrobo.training import RunError
 
@@ -40,40 +52,53 @@ class Options:
     Attributes:
       robot: which.
       host: of the Dofbot's server.
-      port: of the Dofbot's server.
+      port: of the Dofbot's server; 65432 if None.
       run_dir: the run of the policy; the task's scripted expert if None.
       checkpoint: the best on the validation split, or the last.
+      run_seed: one of the run's seeds; the first if None.
       seed: draws the goals.
       speed: highest speed of a joint, rad/s.
       seconds: for how long; until Ctrl-C if None.
       dry_run: streams to a server on this computer, without an arm.
-      compatible: the Dofbot's server is the original's: packets of 24 bytes, and no answers.
+      compatible: the Dofbot's server is the original's: packets of 24 bytes, and no answers. Start
+        it anew before, so that the arm is in the middle, or give --start.
+      start: where the Dofbot is, with --compatible: what the last deployment printed, rad.
     """
 
     robot: Literal["dofbot", "ur10"]
     host: str | None = None
-    port: int = arm_server.PORT
+    port: int | None = None
     run_dir: Path | None = None
     checkpoint: Literal["best", "last"] = "best"
+    run_seed: int | None = None
     seed: int = 0
     speed: float = 1.0
     seconds: float | None = None
     dry_run: bool = False
     compatible: bool = False
+    start: tuple[float, float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("speed", "seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if not 0 < self.port < 65536:
+        if self.port is not None and not 0 < self.port < 65536:
             raise ValueError(f"port must be in 1 .. 65535, got {self.port}")
-        if self.robot == "ur10" and (self.dry_run or self.host or self.compatible):
+        where = self.host or self.port is not None
+        if self.robot == "ur10" and (self.dry_run or where or self.compatible):
             raise ValueError(
-                "the UR10 is reached through ROS: only the Dofbot has --host or --dry-run"
+                "the UR10 is reached through ROS: only the Dofbot has --host, --port or --dry-run"
             )
         if self.robot == "dofbot" and (self.host is None) != self.dry_run:
             raise ValueError("a Dofbot needs either --host, its server's, or --dry-run")
+        if self.dry_run and self.port is not None:
+            raise ValueError("--dry-run takes a free port: --port is for --host")
+        if self.start is not None and not (self.compatible and self.host):
+            raise ValueError("--start is for --host with --compatible: other servers know")
+        if self.run_seed is not None and self.run_dir is None:
+            raise ValueError("--run-seed needs --run-dir")
+        dofbot.checked_start(self.start)
 
 
 class Outcome(NamedTuple):
@@ -88,7 +113,24 @@ class Outcome(NamedTuple):
     lag: float
 
 
-TASKS = {"dofbot": "DofbotReacher", "ur10": "UR10Reacher"}
+class Task(NamedTuple):
+    """What a robot's twin does.
+
+    Attributes:
+      name: of the environment.
+      limits: (lower, upper) of each of the robot's joints, rad.
+      options: with which the scripted expert stays within them.
+    """
+
+    name: str
+    limits: tuple[tuple[float, float], ...]
+    options: dict[str, Any]
+
+
+TASKS = {
+    "dofbot": Task("DofbotReacher", dofbot.LIMITS, {}),
+    "ur10": Task("UR10Reacher", ur10.LIMITS, dict(safety=True, real_goals=True)),
+}
 """The task of each robot."""
 
 
@@ -135,14 +177,35 @@ def stream(robot: Robot, twin: Twin, seconds: float, stopped: Callable[[], bool]
 def _twin(o: Options) -> Twin:
     """The simulation, on the CPU's engine: its steps are short, and one after another."""
     task = TASKS[o.robot]
-    key = jax.random.key(o.seed)
     if o.run_dir is None:
-        env = envs.make(task, "native", profile="servo")
-        return Twin(env, env.expert(), (), key)
-    trained = rundir.read_config(o.run_dir)["env"]
-    if trained != task:
-        raise RunError(f"{o.run_dir} is a run of {trained}; a {o.robot} needs one of {task}")
-    return Twin(*load(o.run_dir, o.checkpoint, engine="native"), key)
+        env = envs.make(task.name, "native", profile="servo", **task.options)
+        policy, params = env.expert(), ()
+    else:
+        trained = rundir.read_config(o.run_dir)["env"]
+        if trained != task.name:
+            raise RunError(
+                f"{o.run_dir} is a run of {trained}; a {o.robot} needs one of {task.name}"
+            )
+        env, policy, params = load(o.run_dir, o.checkpoint, o.run_seed, "native")
+    _check_limits(o.robot, env.unwrapped.arm.limits)
+    return Twin(env, policy, params, jax.random.key(o.seed))
+
+
+def _check_limits(robot: str, limits: np.ndarray) -> None:
+    """Raises RunError if a task's joint limits `[n, 2]`, rad, aren't within a robot's."""
+    own = np.array(TASKS[robot].limits)
+    if len(limits) != len(own):
+        raise RunError(
+            f"the policy moves {len(limits)} joints, a {robot} has {len(own)}: train without "
+            "--gripper"
+        )
+    outside = np.maximum(own[:, 0] - limits[:, 0], limits[:, 1] - own[:, 1])
+    if np.max(outside) > 1e-6:
+        joint = int(np.argmax(outside))
+        raise RunError(
+            f"the policy moves joint {joint + 1} between {limits[joint].round(2)} rad, a {robot} "
+            f"may between {own[joint].round(2)}: train with --safety"
+        )
 
 
 @contextlib.contextmanager
@@ -154,8 +217,13 @@ def _connected(o: Options) -> Iterator[Robot]:
         return
     options = dict(compatible=o.compatible, speed=o.speed)
     if not o.dry_run:
-        with Dofbot(o.host, o.port, **options) as robot:
-            yield robot
+        with Dofbot(o.host, o.port or arm_server.PORT, start=o.start, **options) as robot:
+            try:
+                yield robot
+            finally:
+                if o.compatible:
+                    angles = " ".join(f"{a:.4f}" for a in robot.pose)
+                    print(f"unless the server is started anew, go on with --start {angles}")
         return
     flags = ["--compatible"] if o.compatible else []
     with dry_run(*flags, "--speed", str(math.degrees(o.speed))) as server:
@@ -167,13 +235,13 @@ def _connected(o: Options) -> Iterator[Robot]:
 
 def _remark(o: Options, twin: Twin, robot: Robot, outcome: Outcome) -> None:
     """What the user should know of how well the robot followed."""
-    print(f"{TASKS[o.robot]} in simulation: {twin.metric:.0f} goals")
+    print(f"{TASKS[o.robot].name} in simulation: {twin.metric:.0f} goals")
     if robot.limited:
         print(f"{robot.limited} commands were outside the joint limits, and clipped")
     if outcome.lag > 0.1:
         print(
             f"the arm was up to {outcome.lag:.2f} rad behind the simulation, which moves faster "
-            f"than --speed {o.speed}: train with --profile servo"
+            f"than --speed {o.speed} or the server's: train with --profile servo"
         )
 
 

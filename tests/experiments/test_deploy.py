@@ -11,15 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import envs
 from experiments import deploy, export
 from jaxrobo import rundir
-from jaxrobo.deploy import Dofbot, arm_server, runner
+from jaxrobo.deploy import Dofbot, Timing, arm_server, runner, ur10
+from jaxrobo.deploy.dry_run import dry_run
 from jaxrobo.env import Spec
 from jaxrobo.learning import ppo
 from jaxrobo.learning.normaliser import init_stats
+from jaxrobo.training import RunError
 from tests.experiments.test_cli import refusal
 
 DRY = ["--robot", "dofbot", "--dry-run"]
+THERE = ["--robot", "dofbot", "--host", "127.0.0.1"]
+MIDDLE = ["0.0"] * 5
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,13 @@ DRY = ["--robot", "dofbot", "--dry-run"]
         (["--robot", "ur10", "--dry-run"], ["the UR10 is reached through ROS"]),
         ([*DRY, "--speed", "0"], ["speed must be positive, got 0"]),
         ([*DRY, "--seconds", "nan"], ["seconds must be positive, got nan"]),
-        ([*DRY, "--port", "70000"], ["port must be in 1 .. 65535, got 70000"]),
+        (["--robot", "ur10", "--port", "1"], ["the UR10 is reached through ROS"]),
+        ([*THERE, "--port", "70000"], ["port must be in 1 .. 65535, got 70000"]),
+        ([*DRY, "--port", "65432"], ["--dry-run takes a free port: --port is for --host"]),
+        ([*THERE, "--start", *MIDDLE], ["--start is for --host with --compatible"]),
+        ([*DRY, "--compatible", "--start", *MIDDLE], ["--start is for --host with --compatible"]),
+        ([*THERE, "--compatible", "--start", *["90"] * 5], ["start must be 5 angles in rad"]),
+        ([*DRY, "--run-seed", "1"], ["--run-seed needs --run-dir"]),
         ([*DRY, "--run-dir", "nowhere"], ["there is no run in nowhere"]),
     ],
 )
@@ -46,6 +57,32 @@ def test_a_run_of_another_task_is_refused(tmp_path, capsys):
     rundir.write_json(tmp_path / rundir.CONFIG, {"env": "PegHole"})
     message = refusal(deploy.main, [*DRY, "--run-dir", str(tmp_path)], capsys)
     assert "is a run of PegHole; a dofbot needs one of DofbotReacher" in message
+
+
+@pytest.mark.parametrize(
+    ("robot", "task", "options", "words"),
+    [
+        ("dofbot", "DofbotReacher", {"gripper": True}, "moves 6 joints, a dofbot has 5"),
+        ("ur10", "UR10Reacher", {}, r"moves joint 1 between .*-6.28 +6.28.* train with --safety"),
+    ],
+)
+def test_a_run_that_leaves_the_robots_limits_is_refused(
+    robot, task, options, words, monkeypatch, tmp_path
+):
+    rundir.write_json(tmp_path / rundir.CONFIG, {"env": task})
+    monkeypatch.setattr(deploy, "load", lambda *_: (envs.make(task, "native", **options), None, ()))
+    with pytest.raises(RunError, match=words):
+        deploy._twin(deploy.Options(robot=robot, dry_run=robot == "dofbot", run_dir=tmp_path))
+
+
+def test_the_ur10s_expert_starts_within_the_robots_limits(monkeypatch):
+    monkeypatch.setattr(deploy, "Twin", lambda env, *_: env)
+    env = deploy._twin(deploy.Options(robot="ur10")).unwrapped
+    starts = jax.vmap(env._start)(jax.random.split(jax.random.key(0), 100))
+    low, high = np.transpose(ur10.LIMITS)
+    assert np.all((starts >= low - 1e-6) & (starts <= high + 1e-6))
+    assert np.ptp(starts, axis=0).max() > 0.1
+    assert env.config.profile == "servo"
 
 
 class Sweep:
@@ -72,7 +109,7 @@ def patient(monkeypatch):
 
 
 @pytest.mark.parametrize("compatible", [False, True])
-def test_ctrl_c_stops_the_arm(compatible, patient, monkeypatch, capsys):
+def test_ctrl_c_stops_the_arm(compatible, patient, monkeypatch, capfd):
     monkeypatch.setattr(deploy, "_twin", Sweep)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     pace = deploy.pace
@@ -83,12 +120,26 @@ def test_ctrl_c_stops_the_arm(compatible, patient, monkeypatch, capsys):
 
     monkeypatch.setattr(deploy, "pace", interrupted)
     deploy.main([*DRY, "--speed", "2"] + ["--compatible"] * compatible)
-    out, err = capsys.readouterr()
-    assert "stopping the arm; again to abort" in err or err == ""  # written past Python's stderr
+    out, err = capfd.readouterr()
+    assert "stopping the arm; again to abort" in err
     assert "stopped: the arm holds its pose" in out
     assert int(re.search(r"(\d+) periods of 16.67 ms", out)[1]) > 0
     assert "DofbotReacher in simulation: 3 goals" in out
     assert "[90. 90. 90. 90. 90. 90.]" in out
+
+
+def test_the_compatible_mode_goes_on_where_it_was(patient, monkeypatch, capsys):
+    monkeypatch.setattr(deploy, "_twin", Sweep)
+    with dry_run("--compatible") as server:
+        options = ["--port", str(server.port), "--compatible", "--seconds", "0.2"]
+        deploy.main([*THERE, *options])
+        start = re.search(r"go on with --start (.*)", capsys.readouterr().out)[1].split()
+        assert 0 < float(start[0]) <= 0.1
+        assert start == [start[0]] * 5
+        seen, nothing = [], deploy.Outcome(Timing(1 / 60, np.zeros(0), np.zeros(0)), 0.0)
+        monkeypatch.setattr(deploy, "stream", lambda robot, *_: seen.append(robot.pose) or nothing)
+        deploy.main([*THERE, *options, "--start", *start])
+        np.testing.assert_allclose(seen[0], np.array(start, float), atol=1e-9)
 
 
 def test_a_lost_robot_is_one_line(monkeypatch, capsys):
