@@ -9,15 +9,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 import envs
+from benchmarks.browser import MISSING, Browser
 from benchmarks.common import report
 from jaxrobo.policy import uniform
 from jaxrobo.viewer import Player
 from jaxrobo.viewer.page import Page
-from tests.viewer.browser import MISSING, Browser
 
 # At every frame of the browser, whether some poses of the first batch differ from those before.
 _COUNT = """
@@ -52,7 +53,7 @@ class Options:
     """
 
     env: str = "DofbotReacher"
-    policy: str = "expert"
+    policy: Literal["expert", "random"] = "expert"
     num_envs: int = 64
     seconds: float = 20.0
     out: Path | None = None

@@ -1,9 +1,11 @@
 """Shows a policy at work in a browser, where you can take arms over and drag goals.
 
-    python -m experiments.play --env DofbotReacher
+    python -m experiments.play --env DofbotReacher --profile servo
     python -m experiments.play --run-dir runs/DofbotReacher-ppo-0
 
-Of a run in training, the newest checkpoint is what acts.
+Every field of the task's `Config` is a flag; `--env NAME --help` lists them. A run has options of
+its own. While it trains, every new best policy takes the place of the one that acts; with
+`--checkpoint last`, every one that is saved does.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
@@ -38,8 +40,9 @@ class Options:
       env: name of the environment; that of the run if there is one.
       run_dir: the folder of a run, whose policy acts.
       checkpoint: the best on the validation split, or the last.
+      run_seed: one of the run's seeds; the first if None.
       policy: what acts without a run: the scripted expert, random actions, or zeros; the expert if
-        None and there is one, random actions if not.
+        None and there can be one, random actions if not.
       engine: native (MuJoCo C on CPU threads), mjx (on the device); auto takes mjx where JAX has an
         accelerator.
       num_envs: how many simulations.
@@ -51,6 +54,7 @@ class Options:
     env: str | None = None
     run_dir: Path | None = None
     checkpoint: Literal["best", "last"] = "best"
+    run_seed: int | None = None
     policy: Literal["expert", "random", "zero"] | None = None
     engine: Literal["auto", "native", "mjx"] = "auto"
     num_envs: int = 64
@@ -63,23 +67,51 @@ class Options:
             raise ValueError(f"--env or --run-dir is missing; tasks: {', '.join(envs.names())}")
         if self.run_dir is not None and self.policy is not None:
             raise ValueError("the run's policy acts; leave out --run-dir or --policy")
+        if self.run_dir is None and self.run_seed is not None:
+            raise ValueError("--run-seed is a run's; --run-dir is missing")
+
+
+class Loaded(NamedTuple):
+    """What is played.
+
+    Attributes:
+      name: of the task.
+      env: its environment.
+      policy: what acts there.
+      params: its parameters.
+      trainer: of the run; None without one, as the next.
+      path: the checkpoint that the parameters are of, or an older one.
+    """
+
+    name: str
+    env: Env
+    policy: Policy
+    params: Params
+    trainer: Trainer | None = None
+    path: Path | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    o = cli.parse(Options, argv, _COMMAND, __doc__)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    o, task = parse(argv)
     with cli.failing(ValueError, ImportError):
         from jaxrobo.viewer.page import Page  # viser is optional
 
-        name, env, policy, params, trainer = load(o)
+        found = load(o, task)
         print("compiling ...", flush=True)
-        page = Page(Player(env, policy, params, o.num_envs, o.seed), name, o.host, o.port)
-    print(f"{page.url} shows {name}; Ctrl-C ends it", flush=True)
+        player = Player(found.env, found.policy, found.params, o.num_envs, o.seed)
+        page = Page(player, found.name, o.host, o.port)
+    print(f"{page.url} shows {found.name}; Ctrl-C ends it", flush=True)
+
+    def accept(params: Params, path: Path) -> None:
+        player.params = params
+        page.note = _note(path)
+
     done = threading.Event()
-    if trainer is not None:
-        accept = lambda params: setattr(page.player, "params", params)
-        arguments = (o.run_dir, o.checkpoint, trainer, accept, done)
+    if found.trainer is not None:
+        page.note = _note(found.path)
+        arguments = (o, found.trainer, found.path, accept, done)
         threading.Thread(target=follow, args=arguments, daemon=True).start()
     try:
         page.run()
@@ -88,62 +120,94 @@ def main(argv: Sequence[str] | None = None) -> None:
         page.close()
 
 
-def load(o: Options) -> tuple[str, Env, Policy, Params, Trainer | None]:
-    """The task's name, its environment, what acts there, its parameters, and a run's trainer.
+def parse(argv: Sequence[str]) -> tuple[Options, Any]:
+    """Options of the page, and the task's `Config` unless there's a run, which has its own.
+
+    Exits with 2 on a wrong flag.
+    """
+    about = f"{__doc__}\ntasks: {', '.join(envs.names())}"
+    name, run_dir = cli.peek(argv, "--env", "--run-dir")
+    if name is None or run_dir is not None:
+        return cli.parse(Options, argv, _COMMAND, about), None
+    with cli.failing(ValueError):
+        options = cli.merge(page=Options, task=envs.config_class(name))
+    parsed = cli.parse(options, argv, _COMMAND, about)
+    return parsed.page, parsed.task
+
+
+def load(o: Options, task: Any) -> Loaded:
+    """Makes what is played.
+
+    Args:
+      o: the options of the page.
+      task: the task's `Config`; None with a run.
 
     Raises:
       ValueError: if there's no such task or run, the run is another task's, or there's no expert.
     """
     if o.run_dir is None:
-        env = envs.make(o.env, o.engine)
-        return o.env, env, _untrained(env, o.policy), (), None
+        fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+        env = envs.make(o.env, o.engine, **fields)
+        return Loaded(o.env, env, _untrained(env, o.policy), ())
     name = rundir.read_config(o.run_dir).get("env")
     if o.env not in (None, name):
         raise ValueError(f"{o.run_dir} is a run of {name}, not of {o.env}")
     trainer = restore_trainer(o.run_dir, o.engine)
-    policy, params = restore_policy(o.run_dir, trainer, o.checkpoint)
-    return name, trainer.env, policy, params, trainer
+    path = checkpoint.newest(_series(o))  # first: what is saved from now on is newer
+    policy, params = restore_policy(o.run_dir, trainer, o.checkpoint, o.run_seed)
+    return Loaded(name, trainer.env, policy, params, trainer, path)
 
 
 def follow(
-    run_dir: Path,
-    which: Literal["best", "last"],
+    o: Options,
     trainer: Trainer,
-    accept: Callable[[Params], None],
+    loaded: Path | None,
+    accept: Callable[[Params, Path], None],
     done: threading.Event,
     every: float = _LOOK_AGAIN,
 ) -> None:
     """Loads every newer checkpoint of a run until told to stop.
 
     Args:
-      run_dir: the run's folder.
-      which: see `Options`.
+      o: which run, and which of its checkpoints.
       trainer: made as it was for the run.
-      accept: called with the parameters of each.
+      loaded: the checkpoint that acts already.
+      accept: called with the parameters of each, and where they are.
       done: says when to stop.
       every: seconds between looks.
     """
-    folder = run_dir / (rundir.BEST if which == "best" else rundir.LAST)
-    loaded = checkpoint.newest(folder)
     while not done.wait(every):
-        if (path := checkpoint.newest(folder)) in (None, loaded):
+        if (path := checkpoint.newest(_series(o))) in (None, loaded):
             continue
         try:
-            accept(restore_policy(run_dir, trainer, which)[1])
+            _, params = restore_policy(o.run_dir, trainer, o.checkpoint, o.run_seed)
         except RunError:  # replaced while it was read: the next look finds its successor
             continue
+        accept(params, path)
         loaded = path
 
 
+def _series(o: Options) -> Path:
+    return o.run_dir / (rundir.BEST if o.checkpoint == "best" else rundir.LAST)
+
+
+def _note(path: Path | None) -> str:
+    return f"checkpoint: {path.parent.name} {path.name}" if path else ""
+
+
 def _untrained(env: Env, name: str | None) -> Policy:
-    has_expert = hasattr(env, "expert")
-    if name == "expert" and not has_expert:
-        raise ValueError(f"{type(env.unwrapped).__name__} has no scripted expert")
-    if name == "expert" or (name is None and has_expert):
-        return env.expert()
     if name == "zero":
         return constant(jnp.zeros(env.action_size))
-    return uniform(env.action_size)
+    if name == "random":
+        return uniform(env.action_size)
+    try:
+        if not hasattr(env, "expert"):
+            raise ValueError(f"{type(env.unwrapped).__name__} has no scripted expert")
+        return env.expert()
+    except ValueError:
+        if name == "expert":
+            raise
+        return uniform(env.action_size)
 
 
 if __name__ == "__main__":

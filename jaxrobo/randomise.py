@@ -157,12 +157,8 @@ class Latency(Randomisation):
           ValueError: unless `0 <= fewest <= most`, whole numbers.
         """
         super().__init__(env)
-        for name, (low, high) in (("action", action), ("observation", observation)):
-            if low != int(low) or high != int(high) or not 0 <= low <= high:
-                raise ValueError(
-                    f"{name} latency must be whole numbers, 0 <= low <= high, got {(low, high)}"
-                )
-        self._action, self._observation = action, observation
+        self._action = _whole("action", *action)
+        self._observation = _whole("observation", *observation)
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
         """See `Env.reset`."""
@@ -192,6 +188,14 @@ class Latency(Randomisation):
         seen = jax.tree.map(lambda x: x[latency["observation_steps"]], observations)
         new = {"first": jnp.zeros((), bool), "actions": actions, "observations": observations}
         return state.replace(obs=seen, info={**state.info, "latency": {**latency, **new}})
+
+
+def _whole(name: str, low: float, high: float) -> tuple[int, int]:
+    if low != int(low) or high != int(high) or not 0 <= low <= high:
+        raise ValueError(
+            f"{name} latency must be whole numbers, 0 <= low <= high, got {(low, high)}"
+        )
+    return int(low), int(high)
 
 
 class ObservationNoise(Randomisation):

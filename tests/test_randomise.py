@@ -134,7 +134,7 @@ def played(env, key, steps=6):
     return rewards, seen, state
 
 
-@pytest.mark.parametrize("late", [0, 1, 3])
+@pytest.mark.parametrize("late", [0, 1, 3, 2.0])
 def test_latency_delays_actions_and_observations(late):
     env = Latency(Counter(), action=(late, late), observation=(late, late))
     rewards, seen, _ = played(env, jax.random.key(0))

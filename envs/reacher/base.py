@@ -55,7 +55,8 @@ class ReacherConfig:
       goal_bonus: reward of a reached goal.
       relative_control: actions move the target instead of setting it.
       speed_scale: how far, with `relative_control`: rad/s at an action of 1.
-      moving_average: weight of the new target against the previous one; 1 doesn't smooth.
+      moving_average: weight of the new target against the previous one; 1 doesn't smooth. Targets
+        that `relative_control` moves are never smoothed.
       reset_noise: an episode starts within this share of the joint limits.
       upstream_lag: restores the original's order of events (see `Reacher`).
       upstream_quirks: restores what makes the original another learning problem (see `Reacher`).
@@ -118,7 +119,7 @@ class Reacher(PhysicsEnv):
     Observation `[3 n + 11]`, clipped to +-5: joint positions scaled by the task's limits (n), 0.2 *
     joint velocities (n), goal position (3) and orientation (4), marker's orientation relative to
     the goal's (4), last action (n). Quaternions are wxyz. Action `[n]`: targets, scaled to the
-    task's limits, or with `relative_control` how they move; smoothed by `moving_average`.
+    task's limits and smoothed by `moving_average`, or with `relative_control` how they move.
 
     Different from the original, on purpose; `upstream_quirks=True` restores the first three:
       - Reward, success and the relative orientation use the pose after the step. The original uses
@@ -127,8 +128,8 @@ class Reacher(PhysicsEnv):
         episode before; that isn't restored.)
       - The sixth joint obeys the sixth action. The original holds it in the middle of its range,
         and takes the sixth action, in the observation and the reward too, for 0.
-      - An episode starts within the task's joint limits; the original starts at a share of them
-        (`reset_noise`) even where 0 isn't between them.
+      - An episode and its targets start within the task's joint limits; the original's start at a
+        share of them (`reset_noise`) even where 0 isn't between them.
       - The end of the time is a truncation that learners may bootstrap from; the original doesn't
         tell. Whether it does is the learner's choice (`truncation_as_done` of PPO).
       - The links have a mass and the drives a finite strength, which leaves the original's lag (see
@@ -172,7 +173,7 @@ class Reacher(PhysicsEnv):
         pos, quat = self.arm.goals.sample(goal_key)
         data = self.physics.init(
             qpos=q,
-            ctrl=jnp.clip(q, self._lower, self._upper),
+            ctrl=q,
             mocap_pos=pos[None],
             mocap_quat=quat[None],
             model=model,
@@ -257,9 +258,10 @@ class Reacher(PhysicsEnv):
     def _target(self, previous: jax.Array, action: jax.Array) -> jax.Array:
         """Joint targets, rad, from an action in [-1, 1]."""
         c = self.config
-        target = self._middle + self._limits * action
         if c.relative_control:
             target = previous + c.speed_scale * self.dt * action
+            return jnp.clip(target, self._lower, self._upper)
+        target = self._middle + self._limits * action
         target = c.moving_average * target + (1 - c.moving_average) * previous
         return jnp.clip(target, self._lower, self._upper)
 

@@ -29,15 +29,19 @@ NUDGE = 0.05
 
 _FRAMES_PER_SECOND = 30.0
 _TEXTS_PER_SECOND = 4.0
+_SETTLED = 0.5
+"""Seconds without a change after which nobody is dragging a slider any more."""
+
 _HELP = "Click one to take it over. Keys, if taken over: {keys} turn its joints, Esc gives it back."
 
 # viser moves its camera by some of these keys, of which it reads the place on the keyboard
 # (`code`); its hotkeys read what they mean (`key`). So the key is taken before either sees it, and
-# given on without its place. An image that can't be loaded is how HTML that comes later runs code.
-_KEEP_CAMERA = """
+# given on without its place. A checkbox that is clicked would keep all keys to itself, so it gives
+# the focus back. An image that can't be loaded is how HTML that comes later runs code.
+_FREE_KEYS = """
 <img src="data:," style="display: none" onerror="
-  if (!window.keepsCamera) {
-    window.keepsCamera = true;
+  if (!window.freesKeys) {
+    window.freesKeys = true;
     const codes = new Set('%s'.split('').map((letter) => 'Key' + letter));
     const writing = (target) => ['INPUT', 'TEXTAREA', 'SELECT'].includes(target.tagName);
     window.addEventListener('keydown', (event) => {
@@ -47,6 +51,9 @@ _KEEP_CAMERA = """
       event.target.dispatchEvent(
         new KeyboardEvent('keydown', { key: event.key, bubbles: true, cancelable: true })
       );
+    }, true);
+    window.addEventListener('change', (event) => {
+      if (event.target.type === 'checkbox') event.target.blur();
     }, true);
   }
 ">
@@ -59,6 +66,7 @@ class Page:
     Attributes:
       url: where it is.
       frames: how many have been sent.
+      note: what the panel says above everything else about the simulations; Markdown.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class Page:
         """
         self.player = player
         self.frames = 0
+        self.note = ""
         self._closed = False
         self._server = viser.ViserServer(host, port, title, verbose=False)
         self.url = f"http://{host}:{self._server.get_port()}"
@@ -87,6 +96,8 @@ class Page:
         self._set_scene()
         self._controls()
         self._text = self._server.gui.add_markdown("")
+        self._drags: set[int] = set()
+        self._goal_of = 0
         self._goal = self._goal_handle(frame) if player.abilities.goals else None
         self._sliders = self._hands() if player.abilities.joints else []
 
@@ -95,7 +106,7 @@ class Page:
         end = time.monotonic() + seconds
         drawn = written = 0.0
         while (now := time.monotonic()) < end and not self._closed:
-            wait = self.player.tick()
+            due = self.player.tick() + time.monotonic()
             if now - drawn >= 1 / _FRAMES_PER_SECOND:
                 frame = self.player.look()
                 self._draw(frame)
@@ -103,7 +114,8 @@ class Page:
                 if now - written >= 1 / _TEXTS_PER_SECOND:
                     self._write(frame)
                     written = now
-            time.sleep(min(wait, 1 / _FRAMES_PER_SECOND))
+            wait = due - time.monotonic()  # drawing took part of it
+            time.sleep(min(max(wait, 0.0), 1 / _FRAMES_PER_SECOND))
 
     def close(self) -> None:
         """Stops the server."""
@@ -124,9 +136,11 @@ class Page:
 
     def _controls(self) -> None:
         gui, player = self._server.gui, self.player
-        pause = gui.add_checkbox("Pause", player.paused)
-        buttons = gui.add_button_group("", ("Step", "Reset"))
-        speed = gui.add_slider("Speed", *SPEEDS, 0.1, player.speed)
+        self._pause = pause = gui.add_checkbox("Pause", player.paused)
+        self._buttons = buttons = gui.add_button_group("", ("Step", "Reset"))
+        self._speed = speed = gui.add_slider("Speed", *SPEEDS, 0.1, player.speed)
+        choice = gui.add_number("Simulation", 0, min=0, max=player.num_envs - 1, step=1)
+        self._choice = choice
 
         @pause.on_update
         async def _(_: Any) -> None:
@@ -142,14 +156,16 @@ class Page:
 
         @speed.on_update
         async def _(_: Any) -> None:
-            player.speed = speed.value
-
-        choice = gui.add_number("Simulation", 0, min=0, max=player.num_envs - 1, step=1)
-        self._choice = choice
+            player.speed = min(max(speed.value, SPEEDS[0]), SPEEDS[1])  # anything can be typed
 
         @choice.on_update
         async def _(_: Any) -> None:
-            self._chosen = choice.value
+            self._choose(choice.value)
+
+    def _choose(self, index: int) -> None:
+        """Chooses a simulation, or the nearest that there is."""
+        self._chosen = min(max(index, 0), self.player.num_envs - 1)
+        self._choice.value = self._chosen
 
     def _hands(self) -> list[Any]:
         """Sliders, keys and a button to take a simulation over and give it back."""
@@ -177,7 +193,7 @@ class Page:
 
         used = KEYS[: len(joints)]
         gui.add_markdown(_HELP.format(keys=" ".join("/".join(pair) for pair in used)))
-        gui.add_html(_KEEP_CAMERA % "".join(used))
+        gui.add_html(_FREE_KEYS % "".join(used))
         return sliders
 
     def _slider(self, joint: int, name: str) -> Any:
@@ -199,29 +215,30 @@ class Page:
         async def click(event: Any) -> None:
             if event.instance_index is None:
                 return
-            self._chosen = event.instance_index // per_simulation
-            self._choice.value = self._chosen
+            self._choose(event.instance_index // per_simulation)
             if self.player.abilities.joints:
                 self.player.take_over(self._chosen)
 
         return click
 
     def _goal_handle(self, frame: Frame) -> Any:
-        """Arrows at the chosen simulation's goal, to drag it by."""
+        """Arrows at a simulation's goal, to drag it by: the chosen one's unless they're held."""
         scale = 0.12 * self.player.env.visual_model.stat.extent
         place = self._places[0] + frame.goal[0]
         handle = self._server.scene.add_transform_controls(
             f"/{GOAL}", scale, disable_rotations=True, depth_test=False, position=place
         )
-        self._dragged = False
-
-        @handle.on_update
-        async def _(event: Any) -> None:
-            if event.client is not None:  # not by this program
-                self._dragged = event.phase != "end"
-                self.player.move_goal(self._chosen, handle.position - self._places[self._chosen])
-
+        handle.on_update(self._drag)
         return handle
+
+    async def _drag(self, event: Any) -> None:
+        if event.phase == "start":
+            self._drags.add(event.client_id)
+        elif event.phase == "end":
+            self._drags.discard(event.client_id)
+        else:
+            pos = event.target.position - self._places[self._goal_of]
+            self.player.move_goal(self._goal_of, pos)
 
     def _draw(self, frame: Frame) -> None:
         taken = int(frame.taken)
@@ -230,8 +247,9 @@ class Page:
                 batch.move(frame, self._places)
                 if taken != self._shown:
                     batch.paint(taken)
-            if self._goal is not None and not self._dragged:
-                self._goal.position = self._places[self._chosen] + frame.goal[self._chosen]
+            if self._goal is not None and not self._drags:
+                self._goal_of = i = self._chosen
+                self._goal.position = self._places[i] + frame.goal[i]
         self._shown = taken
         self.frames += 1
 
@@ -239,9 +257,10 @@ class Page:
         taken = int(frame.taken)
         for i, slider in enumerate(self._sliders):
             slider.disabled = taken == NOBODY
-            if taken != NOBODY:
+            if taken != NOBODY and time.time() - slider.update_timestamp > _SETTLED:
                 slider.value = round(float(frame.manual[i]), 2)
-        self._text.content = summary(frame, self._chosen, self.player.env.metric.name)
+        text = summary(frame, self._chosen, self.player.env.metric.name)
+        self._text.content = f"{self.note}  \n{text}" if self.note else text
 
 
 def summary(frame: Frame, index: int, metric: str) -> str:

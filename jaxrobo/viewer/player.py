@@ -59,6 +59,7 @@ class Player:
         self._step = jax.jit(functools.partial(core.step, env, policy))
         self._look = jax.jit(functools.partial(core.look, env, self.looks))
         self._session = self._start()
+        jax.block_until_ready(self._step(params, self._session))  # compiles before time passes
 
     @property
     def session(self) -> Session:
@@ -116,10 +117,8 @@ class Player:
         """
         if not self.abilities.joints:
             raise ValueError("actions of this environment don't move its joints one by one")
-        if not 0 <= index < self.num_envs:
-            raise ValueError(f"there is no simulation {index}; valid: 0 to {self.num_envs - 1}")
-        relative = self.abilities.relative
-        self._wishes.put(lambda session: core.take_over(session, index, relative))
+        core.check(self._session, index)
+        self._wishes.put(lambda session: core.take_over(self.env, session, index))
 
     def give_back(self) -> None:
         """Gives it back to the policy."""
@@ -134,7 +133,14 @@ class Player:
         self._wishes.put(lambda session: core.command(session, joint, value))
 
     def move_goal(self, index: int, pos: jax.Array) -> None:
-        """Moves the goal of a simulation; see `session.move_goal`."""
+        """Moves the goal of a simulation; see `session.move_goal`.
+
+        Raises:
+          ValueError: if there's no such simulation, or the environment has no goals to move.
+        """
+        if not self.abilities.goals:
+            raise ValueError("this environment has no goals to move")
+        core.check(self._session, index)
         self._wishes.put(lambda session: core.move_goal(session, index, pos))
 
     def _start(self) -> Session:

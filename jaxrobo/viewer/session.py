@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 from flax import struct
 
 from jaxrobo.env import Env, PhysicsEnv
@@ -20,6 +21,9 @@ NOBODY = -1
 
 GOAL = "goal_pos"
 """The entry of `State.info`, `[3]` in m, that makes a goal one to drag."""
+
+GOAL_BODY = "goal"
+"""The body, if there is one, that is drawn at the goal."""
 
 TIP = "marker"
 """The site whose distance from the goal is shown."""
@@ -50,12 +54,10 @@ class Abilities(NamedTuple):
     Attributes:
       joints: names of the joints that an action commands one by one; empty if actions are something
         else, and no simulation can be taken over.
-      relative: an action moves the joints' targets, instead of setting them.
       goals: there is a goal to drag.
     """
 
     joints: tuple[str, ...]
-    relative: bool
     goals: bool
 
 
@@ -72,7 +74,6 @@ class Frame:
       episode: sums over the running episodes, as `RolloutState.episode` has them. [n]
       taken: see `Session`. []
       manual: see `Session`. [action_size]
-      qpos: joint positions. [n, nq]
     """
 
     pos: jax.Array
@@ -83,7 +84,6 @@ class Frame:
     episode: dict[str, jax.Array]
     taken: jax.Array
     manual: jax.Array
-    qpos: jax.Array
 
 
 def abilities(env: Env) -> Abilities:
@@ -94,12 +94,12 @@ def abilities(env: Env) -> Abilities:
     """
     if not isinstance(env.unwrapped, PhysicsEnv):
         raise ValueError(f"{type(env.unwrapped).__name__} can't be shown: it has no MuJoCo model")
-    model, joint = env.mj_model, mujoco.mjtTrn.mjTRN_JOINT
+    model = env.mj_model
     driven = ()
-    if env.action_size == model.nu and all(model.actuator_trntype == joint):
+    if env.action_size == model.nu and _position_actuators(model).all():
         driven = tuple(model.joint(i).name for i in model.actuator_trnid[:, 0])
     info = jax.eval_shape(env.reset, jax.random.key(0)).info
-    return Abilities(driven, _is_relative(env), GOAL in info)
+    return Abilities(driven, GOAL in info)
 
 
 def begin(env: Env, policy: Policy, num_envs: int, key: jax.Array) -> Session:
@@ -147,14 +147,19 @@ def step(env: Env, policy: Policy, params: Params, session: Session) -> Session:
 
 
 def look(env: Env, looks: Pieces, session: Session) -> Frame:
-    """What can be seen and read of all simulations now."""
+    """What can be seen and read of all simulations now.
+
+    Goals are drawn where they are, not where the last step left them.
+    """
     state = session.rollout.env
-    pos, quat = jax.vmap(lambda data: poses(looks, data))(state.data)
-    goal = state.info.get(GOAL)
-    distance = None
-    if goal is not None and TIP in (env.mj_model.site(i).name for i in range(env.mj_model.nsite)):
-        tip = state.data.site_xpos[:, env.mj_model.site(TIP).id]
-        distance = jnp.linalg.norm(tip - goal, axis=-1)
+    data, goal, distance = state.data, state.info.get(GOAL), None
+    body = mujoco.mj_name2id(env.mj_model, mujoco.mjtObj.mjOBJ_BODY, GOAL_BODY)
+    tip = mujoco.mj_name2id(env.mj_model, mujoco.mjtObj.mjOBJ_SITE, TIP)
+    if goal is not None and body >= 0:
+        data = data.replace(xpos=data.xpos.at[:, body].set(goal))
+    if goal is not None and tip >= 0:
+        distance = jnp.linalg.norm(data.site_xpos[:, tip] - goal, axis=-1)
+    pos, quat = jax.vmap(lambda data: poses(looks, data))(data)
     return Frame(
         pos=pos,
         quat=quat,
@@ -164,18 +169,17 @@ def look(env: Env, looks: Pieces, session: Session) -> Frame:
         episode=session.rollout.episode,
         taken=session.taken,
         manual=session.manual,
-        qpos=state.data.qpos,
     )
 
 
-def take_over(session: Session, index: int, relative: bool = False) -> Session:
-    """Takes over a simulation, which goes on with its last action, or stands still if `relative`.
+def take_over(env: Env, session: Session, index: int) -> Session:
+    """Takes over a simulation, which goes on with its last action, or stands still if that moves.
 
     Raises:
       ValueError: if there's no such simulation.
     """
-    _check(session, index)
-    manual = jnp.zeros_like(session.manual) if relative else session.action[index]
+    check(session, index)
+    manual = jnp.zeros_like(session.manual) if _is_relative(env) else session.action[index]
     return session.replace(taken=jnp.asarray(index), manual=manual)
 
 
@@ -207,7 +211,7 @@ def move_goal(session: Session, index: int, pos: jax.Array) -> Session:
     Raises:
       ValueError: if there's no such simulation, or it has no goal.
     """
-    _check(session, index)
+    check(session, index)
     state = session.rollout.env
     if GOAL not in state.info:
         raise ValueError(f"the goal can't be moved: the environment's info has no {GOAL!r}")
@@ -216,13 +220,27 @@ def move_goal(session: Session, index: int, pos: jax.Array) -> Session:
     return session.replace(rollout=session.rollout.replace(env=state))
 
 
+def check(session: Session, index: int) -> None:
+    """Raises ValueError if there's no such simulation."""
+    if not 0 <= index < len(session.action):
+        raise ValueError(f"there is no simulation {index}; valid: 0 to {len(session.action) - 1}")
+
+
 def _is_relative(env: Env) -> bool:
+    """Whether an action moves the joints' targets, instead of setting them."""
     return bool(getattr(getattr(env, "config", None), "relative_control", False))
 
 
-def _check(session: Session, index: int) -> None:
-    if not 0 <= index < len(session.action):
-        raise ValueError(f"there is no simulation {index}; valid: 0 to {len(session.action) - 1}")
+def _position_actuators(model: mujoco.MjModel) -> np.ndarray:
+    """Which actuators pull a joint to the position that they're told: force k (ctrl - q) - ..."""
+    gain, bias = model.actuator_gainprm[:, 0], model.actuator_biasprm[:, 1]
+    return (
+        (model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT)
+        & (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE)
+        & (model.actuator_dyntype != mujoco.mjtDyn.mjDYN_INTEGRATOR)
+        & (gain != 0)
+        & (bias == -gain)
+    )
 
 
 def _renew(env: Env, policy: Policy, params: Params, state: RolloutState) -> RolloutState:

@@ -21,6 +21,9 @@ BOX, CYLINDER, SPHERE = "box", "cylinder", "sphere"
 _VISIBLE_GROUPS = 3
 """Groups below this are what MuJoCo's own viewer shows at first."""
 
+_LEVEL = 1 - 1e-6
+"""The least cosine between a horizontal plane's normal and the world's z."""
+
 _TYPES = mujoco.mjtGeom
 
 
@@ -60,11 +63,10 @@ def pieces(model: mujoco.MjModel) -> Pieces:
     A capsule is a cylinder and two spheres.
     """
     found: list[_Piece] = []
-    for i in range(model.ngeom):
-        if model.geom_group[i] < _VISIBLE_GROUPS and (rgba := _colour(model, i))[3] > 0:
-            place = model.geom_bodyid[i], model.geom_pos[i], model.geom_quat[i]
-            mesh = _mesh_name(model, model.geom_dataid[i])
-            found += _split(model.geom_type[i], *place, model.geom_size[i], rgba, mesh)
+    for i in _visible_geoms(model):
+        place = model.geom_bodyid[i], model.geom_pos[i], model.geom_quat[i]
+        mesh = _mesh_name(model, model.geom_dataid[i])
+        found += _split(model.geom_type[i], *place, model.geom_size[i], _colour(model, i), mesh)
     for i in range(model.nsite):
         if model.site_group[i] < _VISIBLE_GROUPS and (rgba := model.site_rgba[i])[3] > 0:
             place = model.site_bodyid[i], model.site_pos[i], model.site_quat[i]
@@ -111,8 +113,16 @@ def grid(model: mujoco.MjModel, num_envs: int) -> np.ndarray:
 
 def floor(model: mujoco.MjModel) -> float:
     """The height of the lowest horizontal plane that can be seen, m; 0 if there's none."""
-    seen = (model.geom_type == _TYPES.mjGEOM_PLANE) & (model.geom_matid >= 0)
-    return min(model.geom_pos[seen, 2], default=0.0)
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    planes = (i for i in _visible_geoms(model) if model.geom_type[i] == _TYPES.mjGEOM_PLANE)
+    level = (i for i in planes if data.geom_xmat[i, 8] > _LEVEL)
+    return min((float(data.geom_xpos[i, 2]) for i in level), default=0.0)
+
+
+def _visible_geoms(model: mujoco.MjModel) -> list[int]:
+    in_group = np.flatnonzero(model.geom_group < _VISIBLE_GROUPS)
+    return [i for i in in_group.tolist() if _colour(model, i)[3] > 0]
 
 
 def _split(

@@ -1,61 +1,146 @@
+import dataclasses
 import threading
 
 import jax
+import numpy as np
 import pytest
 
+import envs
 from experiments import play
 from jaxrobo import checkpoint, rundir, training
-from jaxrobo.checkpoint import RunError
 from tests.tiny import make_trainer
+
+REACHER = ["--env", "DofbotReacher", "--engine", "native"]
 
 
 @pytest.mark.parametrize("policy", [None, "expert", "random", "zero"])
 def test_without_a_run(policy):
-    name, env, made, params, trainer = play.load(play.Options(env="DofbotReacher", policy=policy))
-    assert (name, params, trainer) == ("DofbotReacher", (), None)
-    state = env.reset(jax.random.key(0))
-    carry = made.init(made.observe(state), jax.random.key(1))
-    action, _, _ = made.act((), carry, made.observe(state), jax.random.key(2))
+    argv = [] if policy is None else ["--policy", policy]
+    found = play.load(*play.parse([*REACHER, *argv, "--velocity-cap", "2"]))
+    assert (found.name, found.params, found.trainer) == ("DofbotReacher", (), None)
+    assert found.env.config.velocity_cap == 2.0
+    action = act(found)
     assert action.shape == (5,)
     assert (policy == "zero") == (not action.any())
 
 
-def test_follow_loads_what_is_newer(tmp_path):
-    trainer = make_trainer()
-    options = {"evaluate_every": 16, "evaluation_episodes": 2, "test_episodes": 2}
-    training.run(trainer, tmp_path, steps=16, **options)
+def test_where_there_can_be_no_expert_actions_are_random():
+    found = play.load(*play.parse([*REACHER, "--relative-control"]))
+    assert found.env.config.relative_control
+    assert len(np.unique(act(found))) == 5
+    with pytest.raises(ValueError, match="relative_control must be off"):
+        play.load(*play.parse([*REACHER, "--relative-control", "--policy", "expert"]))
+
+
+def act(found):
+    state, policy = found.env.reset(jax.random.key(0)), found.policy
+    carry = policy.init(policy.observe(state), jax.random.key(1))
+    return policy.act((), carry, policy.observe(state), jax.random.key(2))[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two seeds, and its trainer."""
+    folder, trainer = tmp_path_factory.mktemp("run"), make_trainer()
+    options = {"evaluate_every": 16, "evaluation_episodes": 2, "test_episodes": 2, "seeds": 2}
+    training.run(trainer, folder, steps=16, config={"env": "Tiny"}, **options)
+    return folder, trainer
+
+
+def save_again(folder, trainer):
+    state = training.state_template(trainer, 2)
+    state, info = checkpoint.load(folder / rundir.LAST, state)
+    checkpoint.save(folder / rundir.LAST, state, info)
+
+
+def test_what_is_saved_while_the_page_starts_is_loaded(finished, monkeypatch):
+    folder, trainer = finished
+    monkeypatch.setattr(play, "restore_trainer", lambda *arguments: trainer)
+    restore = play.restore_policy
+
+    def restore_then_save(*arguments):
+        restored = restore(*arguments)
+        save_again(folder, trainer)
+        return restored
+
+    options = play.Options(run_dir=folder, checkpoint="last")
+    with monkeypatch.context() as patch:
+        patch.setattr(play, "restore_policy", restore_then_save)
+        found = play.load(options, None)
+    newest = checkpoint.newest(folder / rundir.LAST)
+    assert int(found.path.name) == int(newest.name) - 1
+    done, given = threading.Event(), []
+
+    def accept(params, path):
+        given.append((params, path))
+        done.set()
+
+    thread = threading.Thread(
+        target=play.follow, args=(options, trainer, found.path, accept, done, 0.01)
+    )
+    thread.start()
+    thread.join(60.0)
+    assert given == [(found.params, newest)]
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_follow_loads_what_is_newer(finished, seed):
+    folder, trainer = finished
     done, accepted = threading.Event(), threading.Event()
     given = []
 
-    def accept(params):
-        given.append(params)
+    def accept(params, path):
+        given.append((params, path))
         accepted.set()
 
-    arguments = (tmp_path, "last", trainer, accept, done, 0.01)
+    options = play.Options(run_dir=folder, checkpoint="last", run_seed=seed)
+    loaded = checkpoint.newest(folder / rundir.LAST)
+    arguments = (options, trainer, loaded, accept, done, 0.01)
     thread = threading.Thread(target=play.follow, args=arguments)
     thread.start()
     try:
-        assert not accepted.wait(0.2)  # nothing is newer
-        state = training.state_template(trainer, 1)
-        state, info = checkpoint.load(tmp_path / rundir.LAST, state)
-        checkpoint.save(tmp_path / rundir.LAST, state, info)
+        assert not accepted.wait(0.1)  # nothing is newer
+        save_again(folder, trainer)
         assert accepted.wait(60.0)
     finally:
         done.set()
         thread.join()
-    expected = training.restore_policy(tmp_path, trainer, "last")[1]
-    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, given[0], expected))
+    expected = training.restore_policy(folder, trainer, "last", seed)[1]
+    other = training.restore_policy(folder, trainer, "last", 0 if seed == 1 else 1)[1]
+    assert given == [(expected, checkpoint.newest(folder / rundir.LAST))]
+    assert expected != other
 
 
-def test_mistakes(tmp_path, capsys):
-    with pytest.raises(RunError, match="there is no run"):
-        play.load(play.Options(run_dir=tmp_path))
-    with pytest.raises(SystemExit):
-        play.main([])
-    assert "--env or --run-dir is missing; tasks: DofbotReacher" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        play.main(["--run-dir", str(tmp_path), "--policy", "zero"])
-    assert "the run's policy acts" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--env or --run-dir is missing; tasks: DofbotReacher"),
+        (["--run-dir", "nowhere"], "there is no run in nowhere"),
+        (["--run-dir", "nowhere", "--policy", "zero"], "the run's policy acts"),
+        (["--run-dir", "nowhere", "--velocity-cap", "2"], "Unrecognized options: --velocity-cap"),
+        ([*REACHER, "--run-seed", "1"], "--run-dir is missing"),
+        ([*REACHER, "--velocity-cap", "-1"], "velocity_cap must be positive, got -1"),
+        (["--env", "Foo"], "unknown environment 'Foo'; valid: DofbotReacher"),
+    ],
+)
+def test_mistakes(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        play.main(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_of_another_task_is_refused(tmp_path):
     (tmp_path / rundir.CONFIG).write_text('{"env": "PegHole"}')
     with pytest.raises(ValueError, match="is a run of PegHole, not of DofbotReacher"):
-        play.load(play.Options(run_dir=tmp_path, env="DofbotReacher"))
+        play.load(play.Options(run_dir=tmp_path, env="DofbotReacher"), None)
+
+
+@pytest.mark.parametrize("env", envs.names())
+def test_every_option_of_every_task_is_a_flag(env, capsys):
+    with pytest.raises(SystemExit) as stop:
+        play.main(["--env", env, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(envs.config_class(env)):
+        assert f"--{field.name.replace('_', '-')}" in text

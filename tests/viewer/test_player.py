@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -5,21 +7,32 @@ import pytest
 import envs
 from jaxrobo.policy import Policy
 from jaxrobo.viewer import Player, player
+from jaxrobo.viewer.session import Abilities
 
 
 @pytest.fixture(scope="module")
 def made():
-    """Two Dofbots under a policy whose action is its parameter."""
+    """Two Dofbots under a policy whose action is its parameter.
+
+    `traced` has an entry for every time that the policy was, `at_first` their number when made.
+    """
     env = envs.make("DofbotReacher", "native")
-    act = lambda params, carry, observation, key: (jnp.full(5, params), carry, {})
-    return Player(env, Policy(act), jnp.asarray(0.5), 2)
+    traced = []
+
+    def act(params, carry, observation, key):
+        traced.append(params)
+        return jnp.full(5, params), carry, {}
+
+    made = Player(env, Policy(act), jnp.asarray(0.5), 2)
+    made.traced, made.at_first = traced, len(traced)
+    return made
 
 
 @pytest.fixture
 def playing(made, monkeypatch):
     """The same from its start, with a clock that goes on only in `sleep`."""
     clock = [1000.0]
-    monkeypatch.setattr(player.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(player, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     made.paused, made.speed, made._due = False, 1.0, 0.0
     made.sleep = lambda seconds: clock.__setitem__(0, clock[0] + seconds)
     made.reset()
@@ -36,6 +49,19 @@ def steps(playing, seconds, of=0.001):
         playing.tick()
         playing.sleep(of)
     return int(playing.session.steps) - before
+
+
+def test_nothing_compiles_once_time_passes(playing):
+    playing.tick()
+    playing.take_over(1)
+    playing.nudge(0, 0.1)
+    playing.move_goal(0, np.array([0.1, 0.1, 0.2]))
+    playing.step_once()
+    playing.tick()
+    playing.params = jnp.asarray(0.5)
+    playing.step_once()
+    playing.tick()
+    assert 0 < playing.at_first == len(playing.traced)
 
 
 def test_time_passes_as_it_should(playing):
@@ -105,5 +131,16 @@ def test_new_parameters_act_from_the_next_step(playing):
 def test_mistakes(playing):
     with pytest.raises(ValueError, match=r"speed must be in 0\.1 \.\. 4\.0, got 0"):
         playing.speed = 0.0
-    with pytest.raises(ValueError, match="no simulation 2; valid: 0 to 1"):
-        playing.take_over(2)
+    for index in (2, -1):
+        with pytest.raises(ValueError, match=f"no simulation {index}; valid: 0 to 1"):
+            playing.take_over(index)
+        with pytest.raises(ValueError, match=f"no simulation {index}; valid: 0 to 1"):
+            playing.move_goal(index, np.zeros(3))
+
+
+def test_what_cannot_be_done_is_refused_at_once(playing, monkeypatch):
+    monkeypatch.setattr(playing, "abilities", Abilities((), False))
+    with pytest.raises(ValueError, match="don't move its joints one by one"):
+        playing.take_over(0)
+    with pytest.raises(ValueError, match="no goals to move"):
+        playing.move_goal(0, np.zeros(3))

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 
@@ -29,17 +30,31 @@ def run(step, session, steps):
 def test_abilities():
     env = envs.make("DofbotReacher", "native", relative_control=True)
     joints = tuple(f"joint{i}" for i in range(1, 6))
-    assert core.abilities(env) == core.Abilities(joints, True, True)
-    assert core.abilities(envs.make("PegHole", "native")) == core.Abilities((), False, False)
+    assert core.abilities(env) == core.Abilities(joints, True)
+    assert core.abilities(envs.make("PegHole", "native")) == core.Abilities((), False)
     with pytest.raises(ValueError, match="Draw can't be shown"):
         core.abilities(Draw())
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("actuator_biastype", mujoco.mjtBias.mjBIAS_NONE),  # a motor
+        ("actuator_biasprm", 0.0),  # a drive of speeds
+        ("actuator_dyntype", mujoco.mjtDyn.mjDYN_INTEGRATOR),
+    ],
+)
+def test_only_position_actuators_are_driven_by_hand(field, value):
+    env = envs.make("DofbotReacher", "native")
+    getattr(env.mj_model, field)[2] = value
+    assert core.abilities(env).joints == ()
+
+
 def test_taken_over_acts_by_hand_and_the_others_by_the_policy(reacher):
-    _, begin, step = reacher
+    env, begin, step = reacher
     session = step(begin(0))
     np.testing.assert_allclose(session.action, 0.5)
-    session = core.take_over(session, 1)
+    session = core.take_over(env, session, 1)
     np.testing.assert_allclose(session.manual, 0.5)  # goes on with what it did
     session = core.nudge(core.nudge(session, 0, -0.2), 0, -0.2)
     session = step(core.command(session, 3, 7.0))
@@ -56,8 +71,8 @@ def test_nobody_taken_over_ignores_hands(reacher):
 
 
 def test_by_hand_the_clock_stands_still(reacher):
-    _, begin, step = reacher
-    session = run(step, core.take_over(begin(0), 2), 4)
+    env, begin, step = reacher
+    session = run(step, core.take_over(env, begin(0), 2), 4)
     np.testing.assert_array_equal(session.rollout.env.done, [1, 1, 0])
     length = step(session).rollout.episode["length"]
     np.testing.assert_array_equal(length, [1, 1, 5])  # the others started anew
@@ -87,11 +102,25 @@ def test_a_moved_goal_is_the_goal(reacher):
     assert not np.allclose(frame.goal[0], pos)
 
 
+def test_a_moved_goal_is_drawn_where_it_is_before_the_next_step(reacher):
+    """Its cube and the ball around it, in the simulation that it's of."""
+    env, begin, _ = reacher
+    looks = pieces(env.visual_model)
+    rows = looks.body == env.mj_model.body("goal").id
+    assert rows.sum() == 2
+    pos = jnp.array([0.1, -0.2, 0.3])
+    before = core.look(env, looks, begin(0))
+    after = core.look(env, looks, core.move_goal(begin(0), 1, pos))
+    np.testing.assert_allclose(after.pos[1, rows], [pos, pos])
+    np.testing.assert_array_equal(after.pos[:, ~rows], before.pos[:, ~rows])
+    np.testing.assert_array_equal(after.pos[::2], before.pos[::2])
+
+
 def test_relative_actions_by_hand_act_once():
     env = envs.make("DofbotReacher", "native", relative_control=True)
     policy = constant(jnp.full(5, 0.5))
     session = core.begin(env, policy, 2, jax.random.key(0))
-    session = core.nudge(core.take_over(session, 0, relative=True), 2, 0.25)
+    session = core.nudge(core.take_over(env, session, 0), 2, 0.25)
     step = jax.jit(lambda session: core.step(env, policy, (), session))
     session = step(session)
     np.testing.assert_allclose(session.action, [[0, 0, 0.25, 0, 0], [0.5] * 5])
@@ -116,7 +145,7 @@ def test_a_policy_that_plans_does_so_every_period():
 def test_mistakes(reacher):
     env, begin, _ = reacher
     with pytest.raises(ValueError, match="no simulation 3; valid: 0 to 2"):
-        core.take_over(begin(0), 3)
+        core.take_over(env, begin(0), 3)
     with pytest.raises(ValueError, match="no simulation -1"):
         core.move_goal(begin(0), -1, jnp.zeros(3))
     with pytest.raises(ValueError, match="at least 1, got 0"):

@@ -75,6 +75,22 @@ def test_a_mesh_is_where_mujoco_draws_it(model, looks):
     assert faces.shape == (4, 3)
 
 
+@pytest.mark.parametrize(
+    ("planes", "height"),
+    [
+        ("<geom type='plane' size='1 1 1' pos='0 0 -0.2'/>", -0.2),
+        ("<geom type='plane' size='1 1 1' pos='0 0 -0.2' rgba='0 0 0 0' material='grey'/>", 0.0),
+        ("<geom type='plane' size='1 1 1' pos='0 0 -0.2' group='3' material='grey'/>", 0.0),
+        ("<geom type='plane' size='1 1 1' pos='0 0 -0.2' euler='90 0 0' material='grey'/>", 0.0),
+        ("<body pos='0 0 1'><geom type='plane' size='1 1 1' pos='0 0 -0.2'/></body>", 0.8),
+    ],
+)
+def test_the_floor_is_a_level_plane_that_can_be_seen(planes, height):
+    material = "<asset><material name='grey' rgba='.3 .3 .3 1'/></asset>"
+    text = f"<mujoco>{material}<worldbody>{planes}</worldbody></mujoco>"
+    assert shapes.floor(mujoco.MjModel.from_xml_string(text)) == pytest.approx(height)
+
+
 def test_nothing_to_see():
     looks = shapes.pieces(mujoco.MjModel.from_xml_string("<mujoco/>"))
     assert looks.form == ()

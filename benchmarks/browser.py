@@ -1,5 +1,6 @@
 """A headless Chromium, driven through chromedriver (https://www.w3.org/TR/webdriver/)."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -30,29 +31,24 @@ _ARGUMENTS = (
 
 
 class Browser:
-    """A context manager with one page."""
+    """A context manager with one page. Raises RuntimeError if chromedriver ends early."""
 
     def __init__(self, profile):
         self._profile = profile
 
     def __enter__(self):
-        self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
-        for line in self._driver.stdout:
-            if found := re.search(r"started successfully on port (\d+)", line):
-                break
-        self._base = f"http://127.0.0.1:{found[1]}/session"
         options = {"binary": CHROMIUM, "args": [*_ARGUMENTS, f"--user-data-dir={self._profile}"]}
         capabilities = {"alwaysMatch": {"goog:chromeOptions": options}}
-        self._base += f"/{self._send('', capabilities=capabilities)['sessionId']}"
+        with contextlib.ExitStack() as stack:
+            port = stack.enter_context(_driver())
+            self._base = f"http://127.0.0.1:{port}/session"
+            self._base += f"/{self._send('', capabilities=capabilities)['sessionId']}"
+            self._driver = stack.pop_all()
         return self
 
     def __exit__(self, *exception):
-        try:
+        with self._driver:
             self._request("DELETE", "", None)
-        finally:
-            self._driver.terminate()
-            self._driver.wait(timeout=30)
-            self._driver.stdout.close()
 
     def open(self, url):
         self._send("/url", url=url)
@@ -83,3 +79,16 @@ class Browser:
         request = urllib.request.Request(self._base + path, body, method=method)
         with urllib.request.urlopen(request, timeout=300) as answer:
             return json.load(answer)["value"]
+
+
+@contextlib.contextmanager
+def _driver():
+    """The port of a chromedriver, which ends with the context."""
+    with subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            lines = (re.search(r"started successfully on port (\d+)", x) for x in driver.stdout)
+            if (found := next(filter(None, lines), None)) is None:
+                raise RuntimeError(f"{DRIVER} ended with {driver.wait(30)} before it listened")
+            yield found[1]
+        finally:
+            driver.terminate()
