@@ -22,7 +22,7 @@ help:  ## list the targets
 install: $(STAMP)  ## set up .venv (every target below does it when needed)
 
 # Both go on where they stopped.
-demo: $(STAMP)  ## PegHole from demonstrations to a refined policy, compared and filmed: a quarter of an hour
+demo: $(STAMP)  ## PegHole from demonstrations to a refined policy, compared and filmed: twenty minutes
 	$(BIN)/python -m experiments.refine --run-dir $(DEMO_DIR)/peg \
 	  $(if $(wildcard $(DEMO_DIR)/peg/config.json),--resume)
 

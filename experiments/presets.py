@@ -27,10 +27,9 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     ("HiwinReacher", "ppo"): _REACHER | {"steps": 20_000_000, "discount": 0.99},
     ("PegHole", "bc"): _PEG_HOLE
     | {
-        "steps": 16_000,
-        "evaluate_every": 4_000,
-        "patience": 3,
-        "decay_steps": 16_000,
+        "steps": 64_000,
+        "evaluate_every": 32_000,
+        "decay_steps": 64_000,  # all of them: only once the rate has fallen is a clone precise
         "horizon": 4,
         "action_horizon": 4,
         "activation": "swish",
@@ -97,7 +96,7 @@ the former."""
 
 REFINEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     # Parts are kicked now and then: what to do about a peg that isn't where it should be.
-    ("PegHole", "cpu"): {"episodes": 1000, "clone": "bc", "perturbation": 0.1},
+    ("PegHole", "cpu"): {"episodes": 4000, "clone": "bc", "perturbation": 0.1},
     ("PegHole", "paper"): {"episodes": 50, "clone": "diffusion_bc"},
 }
 """By task and preset: options of `experiments.refine`, and what is different in the task while
