@@ -28,7 +28,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     ("PegHole", "bc"): _PEG_HOLE
     | {
         "steps": 64_000,
-        "evaluate_every": 32_000,
+        "evaluate_every": 64_000,
         "decay_steps": 64_000,  # all of them: only once the rate has fallen is a clone precise
         "horizon": 4,
         "action_horizon": 4,
@@ -46,8 +46,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     ("PegHole", "residual_ppo"): _PEG_HOLE
     | {
         "steps": 800_000,
-        "evaluate_every": 100_000,
-        "evaluation_episodes": 256,
+        "evaluate_every": 160_000,
         "num_envs": 256,
         "horizon": 64,
         "epochs": 8,

@@ -18,7 +18,7 @@ def make(fields, engine="native"):
 def test_every_episode_has_fields_of_its_own_within_the_bounds(engine):
     env = make({"body_mass": Uniform(0.5, 2.0), "opt.gravity": Uniform(-1, 1, "shift")}, engine)
     keys = jax.random.split(jax.random.key(0), 64)
-    model = jax.jit(jax.vmap(env.reset))(keys).data.model
+    model = jax.vmap(env.draw)(keys)
     nominal = env.mj_model
     factor = np.asarray(model["body_mass"])[:, 1:] / nominal.body_mass[1:]
     assert 0.5 <= factor.min() < 0.6
@@ -32,6 +32,13 @@ def test_every_episode_has_fields_of_its_own_within_the_bounds(engine):
     shift = np.asarray(model["opt.gravity"]) - nominal.opt.gravity
     assert np.abs(shift).max() <= 1
     assert shift.std() == pytest.approx(1 / np.sqrt(3), rel=0.15)
+
+
+def test_a_reset_draws():
+    env = make({"body_mass": Uniform(0.5, 2.0)})
+    keys = jax.random.split(jax.random.key(0), 2)
+    mass = jax.jit(jax.vmap(env.reset))(keys).data.model["body_mass"]
+    assert len(np.unique(mass[:, 1])) == 2
 
 
 def test_a_draw_takes_effect_and_the_engines_agree():
