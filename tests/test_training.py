@@ -199,8 +199,9 @@ def test_interrupt_finishes_the_iteration_saves_and_the_run_goes_on(
 
 def test_second_interrupt_aborts(tmp_path, monkeypatch):
     def interrupt(self, counters, values):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        # Not os.kill: another thread may take both signals before either is handled.
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(metrics.Logs, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
