@@ -110,9 +110,9 @@ class Config:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.critic_learning_rate is not None and self.shared_trunk:
             raise ValueError("critic_learning_rate needs a critic of its own: shared_trunk=False")
-        if self.num_envs * self.horizon % self.minibatches:
+        if self.steps_per_iteration % self.minibatches:
             raise ValueError(
-                f"minibatches must divide num_envs * horizon = {self.num_envs * self.horizon}, "
+                f"minibatches must divide num_envs * horizon = {self.steps_per_iteration}, "
                 f"got {self.minibatches}"
             )
         if self.schedule not in ("adaptive", "cosine", "constant"):
@@ -127,6 +127,11 @@ class Config:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         activation(self.activation)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Control steps of all simulations in an iteration."""
+        return self.num_envs * self.horizon
 
 
 @struct.dataclass
@@ -248,15 +253,6 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
     idles = config.whole_episodes or sampling.period > 1
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
 
-    steps_per_iteration = config.num_envs * config.horizon
-
-    def randomised(iteration: jax.Array) -> Env:
-        """The environment, as far randomised as it's in this iteration."""
-        if not config.randomisation_steps:
-            return env
-        share = iteration * (steps_per_iteration / config.randomisation_steps)
-        return weakened(env, jnp.minimum(share, 1.0))
-
     def begin(env: Env, key: jax.Array) -> RolloutState:
         return jax.vmap(lambda k: start(env, sampling, k))(jax.random.split(key, config.num_envs))
 
@@ -272,16 +268,17 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
             learning_rate=jnp.asarray(config.learning_rate, jnp.result_type(float)),
             observation_stats=init_stats((agent.size,)),
             value_stats=init_stats(()),
-            rollout=begin(randomised(jnp.zeros(())), env_key),
+            rollout=begin(_randomised(env, config, jnp.zeros(())), env_key),
         )
 
     def collect(state: TrainState, inputs: Any) -> tuple[TrainState, Transition]:
-        params, env = agent.complete(_learned(state), inputs), randomised(state.iteration)
+        params = agent.complete(_learned(state), inputs)
+        now = _randomised(env, config, state.iteration)
         if config.whole_episodes:
             key, env_key = jax.random.split(state.key)
-            state = state.replace(key=key, rollout=begin(env, env_key))
+            state = state.replace(key=key, rollout=begin(now, env_key))
         again = not config.whole_episodes
-        run = lambda s: rollout(env, sampling, params, s, config.horizon, auto_reset=again)
+        run = lambda s: rollout(now, sampling, params, s, config.horizon, auto_reset=again)
         states, batch = jax.vmap(run, out_axes=(0, 1))(state.rollout)
         return state.replace(rollout=states), batch
 
@@ -312,7 +309,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
         inputs=inputs,
         env=env,
         config=config,
-        steps_per_iteration=steps_per_iteration,
+        steps_per_iteration=config.steps_per_iteration,
         complete=agent.complete,
     )
 
@@ -323,6 +320,14 @@ def _check_horizon(config: Config, period: int) -> None:
             f"horizon must be a multiple of the {period} steps that a plan of the policy lasts, "
             f"got {config.horizon}"
         )
+
+
+def _randomised(env: Env, config: Config, iteration: jax.Array) -> Env:
+    """The environment, as far randomised as it's in an iteration."""
+    if not config.randomisation_steps:
+        return env
+    share = iteration * (config.steps_per_iteration / config.randomisation_steps)
+    return weakened(env, jnp.minimum(share, 1.0))
 
 
 def _learned(state: TrainState) -> Params:
