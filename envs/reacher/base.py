@@ -260,9 +260,9 @@ class Reacher(PhysicsEnv):
         c = self.config
         if c.relative_control:
             target = previous + c.speed_scale * self.dt * action
-            return jnp.clip(target, self._lower, self._upper)
-        target = self._middle + self._limits * action
-        target = c.moving_average * target + (1 - c.moving_average) * previous
+        else:
+            target = self._middle + self._limits * action
+            target = c.moving_average * target + (1 - c.moving_average) * previous
         return jnp.clip(target, self._lower, self._upper)
 
     def _reward(

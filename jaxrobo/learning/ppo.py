@@ -256,8 +256,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
     def begin(env: Env, key: jax.Array) -> RolloutState:
         return jax.vmap(lambda k: start(env, sampling, k))(jax.random.split(key, config.num_envs))
 
-    def init(key: jax.Array, inputs: Any) -> TrainState:
-        del inputs
+    def init(key: jax.Array, _: Any) -> TrainState:
         key, net_key, env_key = jax.random.split(key, 3)
         params = agent.network.init(net_key, jnp.zeros(agent.size))
         return TrainState(
