@@ -53,7 +53,7 @@ VARIANTS = {
     "ur10-servo": Variant("UR10Reacher", _SERVO),
     "ur10-quirks": Variant("UR10Reacher", _QUIRKS, 12),
     "ur10-safety": Variant("UR10Reacher", _SAFE),
-    "ur10-safety-servo": Variant("UR10Reacher", _SAFE + _SERVO),
+    "ur10-deployed": Variant("UR10Reacher", (*_SAFE, *_SERVO, "--real-goals")),
     "ur10-safety-quirks": Variant("UR10Reacher", _SAFE + _QUIRKS, 62),
     "kuka": Variant("KukaReacher"),
     "kuka-servo": Variant("KukaReacher", _SERVO),

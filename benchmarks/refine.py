@@ -32,6 +32,7 @@ class Options:
       run_dir: where the runs are kept.
       env: the task, one that is judged by success.
       randomness: of its starts.
+      preset: of `experiments.refine`.
       seeds: how many runs.
       steps: control steps of each refinement; those of the preset if None.
       episodes: test episodes of each run.
@@ -43,6 +44,7 @@ class Options:
     run_dir: Path
     env: str = "PegHole"
     randomness: Literal["low", "med", "high", "wide"] = "low"
+    preset: Literal["cpu", "long", "paper"] = "cpu"
     seeds: int = 3
     steps: int | None = None
     episodes: int = 1024
@@ -80,6 +82,7 @@ def _run(options: Options, seed: int) -> Run:
     flags = {
         "--env": options.env,
         "--randomness": options.randomness,
+        "--preset": options.preset,
         "--seed": seed,
         "--test-episodes": options.episodes,
         "--run-dir": run_dir,

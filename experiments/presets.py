@@ -55,6 +55,16 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "cosine_iterations": 49,  # all of them
         "init_log_std": -2.0,  # a step's target moves by less than a millimetre
     },
+    # Twice the demonstrations, and half as long again: for the last per cent.
+    ("PegHole", "bc", "long"): {
+        "steps": 128_000,
+        "evaluate_every": 128_000,
+        "decay_steps": 128_000,
+    },
+    ("PegHole", "residual_ppo", "long"): {
+        "steps": 1_200_000,
+        "cosine_iterations": 74,
+    },
     # As robust-rearrangement trains (config/base_residual_rl.yaml and the peg's runs of BC); its
     # weight decay of 1e-6 and the actor's warm-up of 5 iterations are left out.
     ("PegHole", "diffusion_bc", "paper"): _PEG_HOLE_PAPER
@@ -90,12 +100,13 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "init_log_std": -1.0,
     },
 }
-"""By task and algorithm; or by task, algorithm and profile (of the task, or "paper"), which adds to
-the former."""
+"""By task and algorithm; or by task, algorithm and profile (of the task, or a preset of
+`experiments.refine` other than "cpu"), which adds to the former."""
 
 REFINEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     # Parts are kicked now and then: what to do about a peg that isn't where it should be.
     ("PegHole", "cpu"): {"episodes": 4000, "clone": "bc", "perturbation": 0.1},
+    ("PegHole", "long"): {"episodes": 8000, "clone": "bc", "perturbation": 0.1},
     ("PegHole", "paper"): {"episodes": 50, "clone": "diffusion_bc"},
 }
 """By task and preset: options of `experiments.refine`, and what is different in the task while

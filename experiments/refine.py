@@ -67,7 +67,8 @@ class Refinement:
       episodes: how many demonstrations the expert gives.
       clone: into what they are cloned: an MLP (bc), which a CPU trains in minutes, or a diffusion
         policy.
-      preset: cpu, or paper: networks, simulations and epochs of arXiv 2407.16677.
+      preset: cpu; long, which is cpu with more demonstrations and steps; or paper: networks,
+        simulations and epochs of arXiv 2407.16677.
       steps: control steps of the refinement, over which its learning rate falls; those of the
         preset if None.
       seed: of the demonstrations and of both trainings.
@@ -81,7 +82,7 @@ class Refinement:
     demos: Path | None = None
     episodes: int = 50
     clone: Literal["bc", "diffusion_bc"] = "bc"
-    preset: Literal["cpu", "paper"] = "cpu"
+    preset: Literal["cpu", "long", "paper"] = "cpu"
     steps: int | None = None
     seed: int = 0
     run_dir: Path | None = None
