@@ -45,17 +45,17 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     },
     ("PegHole", "residual_ppo"): _PEG_HOLE
     | {
-        "steps": 800_000,
+        "steps": 500_000,
         "evaluate_every": 160_000,
         "num_envs": 256,
         "horizon": 64,
         "epochs": 8,
         "learning_rate": 5e-4,
         "schedule": "cosine",
-        "cosine_iterations": 49,  # all of them
+        "cosine_iterations": 31,  # all of them
         "init_log_std": -2.0,  # a step's target moves by less than a millimetre
     },
-    # Twice the demonstrations, and half as long again: for the last per cent.
+    # Twice the demonstrations, and more steps: for the last per cent.
     ("PegHole", "bc", "long"): {
         "steps": 128_000,
         "evaluate_every": 128_000,
