@@ -14,7 +14,15 @@ import numpy as np
 
 from jaxrobo import rundir
 from jaxrobo.checkpoint import RunError
-from jaxrobo.evaluation import Estimate, Runner, episode_runner, run_episodes, summarise
+from jaxrobo.env import HostEnv
+from jaxrobo.evaluation import (
+    Estimate,
+    Runner,
+    batch_size,
+    episode_runner,
+    run_episodes,
+    summarise,
+)
 from jaxrobo.learning.trainer import Trainer, TrainState, over_seeds
 from jaxrobo.policy import Params
 from jaxrobo.rollout import split_key
@@ -48,6 +56,9 @@ class Plan:
             raise RunError(f"seed must not be negative, got {self.seed}")
         if self.patience is not None and self.patience < 1:
             raise RunError(f"patience must be at least 1, got {self.patience}")
+        if self.seeds > 1 and isinstance(self.trainer.env, HostEnv):
+            name = type(self.trainer.env).__name__
+            raise RunError(f"seeds must be 1 with {name}, whose simulations are there once")
 
     @property
     def iterations(self) -> int:
@@ -62,7 +73,7 @@ class Plan:
     @property
     def batch(self) -> int:
         """Episodes evaluated side by side."""
-        return min(self.evaluation_episodes, _MAX_BATCH)
+        return batch_size(self.trainer.env, min(self.evaluation_episodes, _MAX_BATCH))
 
     @property
     def folders(self) -> list[Path]:
@@ -110,8 +121,14 @@ class Programs(NamedTuple):
 
 
 def compile_programs(plan: Plan) -> Programs:
-    """Compiles all that a run calls, ahead of time. `collect` and `update` donate the state."""
+    """Compiles all that a run calls, ahead of time. `collect` and `update` donate the state.
+
+    With a `HostEnv`, whose shapes nobody knows before it's stepped, all is compiled when it's used.
+    """
     started = time.perf_counter()
+    if isinstance(plan.trainer.env, HostEnv):
+        update = jax.jit(plan.trainer.update, donate_argnums=0)
+        return Programs(plan.trainer.init, plan.trainer.collect, update, _runner(plan), 0.0)
     trainer = over_seeds(plan.trainer) if plan.seeds > 1 else plan.trainer
     template = state_template(plan.trainer, plan.seeds)
     runner = _runner(plan)

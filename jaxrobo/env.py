@@ -7,7 +7,7 @@ batch, and `vectorise` adds automatic resets.
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,68 @@ class PhysicsEnv(Env):
     def engine(self) -> str:
         """Which engine runs the physics."""
         return self.physics.engine
+
+
+class Outcome(NamedTuple):
+    """What a step of all simulations of a `HostEnv` led to; JAX arrays.
+
+    Attributes:
+      obs: what is acted on next, `[num_envs, ...]`.
+      reward: `[num_envs]`, float.
+      terminated: the task itself ended, bool `[num_envs]`.
+      truncated: the episode was cut short, bool `[num_envs]`.
+      metrics: `[num_envs]` each, float.
+      final_obs: what the ended episodes showed last, `[num_envs, ...]`, where `obs` is the first of
+        the next; None if the simulator doesn't tell, or `obs` is the last itself.
+    """
+
+    obs: Observation
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    metrics: dict[str, jax.Array]
+    final_obs: Observation | None = None
+
+
+class HostEnv(Env):
+    """Simulations outside JAX, all stepped by one call from Python (see `jaxrobo.host`).
+
+    Trainers take it as they take an `Env` and collect in a loop on the host; nothing that needs one
+    pure simulation does.
+
+    Attributes:
+      num_envs: how many there are.
+      autoreset: what follows an episode's end. "same_step": `Outcome.obs` is the first of the next;
+        "next_step": it's the last, the next action is ignored, and what that step shows is the
+        first.
+      metric_names: what `Outcome.metrics` holds.
+      running: whether the simulations are where the last rollout has left them.
+    """
+
+    num_envs: int
+    autoreset: Literal["same_step", "next_step"] = "same_step"
+    metric_names: tuple[str, ...] = ()
+    running: bool = False
+
+    @abc.abstractmethod
+    def start(self, seed: int) -> Observation:
+        """Starts an episode in all simulations, and returns what they show: `[num_envs, ...]`.
+
+        Args:
+          seed: in [0, 2^31), for the simulator.
+        """
+
+    @abc.abstractmethod
+    def advance(self, action: jax.Array) -> Outcome:
+        """Advances all by one control step. `action`: `[num_envs, action_size]`, to be clipped."""
+
+    def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
+        """Not there. Raises TypeError."""
+        raise TypeError(f"{type(self).__name__} has no pure reset: use start, or jaxrobo.host")
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """Not there. Raises TypeError."""
+        raise TypeError(f"{type(self).__name__} has no pure step: use advance, or jaxrobo.host")
 
 
 class Wrapper(Env):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from jaxrobo.env import Env, Metric
+from jaxrobo import host
+from jaxrobo.env import Env, HostEnv, Metric
 from jaxrobo.policy import Params, Policy
 from jaxrobo.rollout import run_episode, split_key
 
@@ -38,7 +39,8 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Runs a policy for some episodes, each to its own end.
 
-    Episode i starts from `episode_key(split, seed, i)` (`jaxrobo.rollout`), whatever the batch.
+    Episode i starts from `episode_key(split, seed, i)` (`jaxrobo.rollout`), whatever the batch; of
+    a `HostEnv`, episodes are seeded `num_envs` at a time.
 
     Args:
       env: an environment with a time limit, without automatic resets.
@@ -47,7 +49,7 @@ def evaluate(
       split: "validation" (to choose by), "test" (for final tables only) or "train".
       seed: which draw of the split.
       episodes: how many.
-      batch: simulations side by side.
+      batch: simulations side by side; a `HostEnv` uses all that it has.
 
     Returns:
       An estimate of each sum of `run_episode`: the task's metric first, then reward, length and the
@@ -56,13 +58,19 @@ def evaluate(
     Raises:
       ValueError: on an unknown split, no time limit, or `episodes` or `batch` below 1.
     """
-    batch = min(batch, episodes)
-    run = jax.jit(episode_runner(env, policy, batch))
+    batch = batch_size(env, min(batch, episodes))
+    run = episode_runner(env, policy, batch)
+    run = run if isinstance(env, HostEnv) else jax.jit(run)
     return summarise(env.metric, run_episodes(run, batch, params, split, seed, episodes))
 
 
+def batch_size(env: Env, batch: int) -> int:
+    """How many episodes run side by side if `batch` may: those of a `HostEnv` are given."""
+    return env.num_envs if isinstance(env, HostEnv) else batch
+
+
 def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
-    """A pure function that runs `batch` episodes side by side.
+    """A function that runs `batch` episodes side by side; pure, unless it's a `HostEnv`.
 
     Returns:
       `(params, key, first []) -> sums [batch]`: `run_episode` of the episodes `first`, `first + 1`,
@@ -75,6 +83,10 @@ def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
         raise ValueError(f"at least 1 episode is needed, got {batch}")
     if env.time_limit is None:
         raise ValueError("an episode needs an end: wrap the environment in TimeLimit")
+    if isinstance(env, HostEnv):
+        return lambda params, key, first: host.run_episodes(
+            env, policy, params, jax.random.fold_in(key, first)
+        )
 
     def run(params: Params, key: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
         one = lambda episode: run_episode(env, policy, params, jax.random.fold_in(key, episode))

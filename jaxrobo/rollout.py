@@ -172,7 +172,7 @@ def _step(
     key, act_key = jax.random.split(state.key)
     action, carry, aux = policy.act(params, state.carry, policy.observe(state.env), act_key)
     stepped = env.step(state.env, jnp.clip(action, -1.0, 1.0))
-    new = RolloutState(stepped, carry, key, _add(state.episode, stepped))
+    new = RolloutState(stepped, carry, key, add_to_episode(state.episode, stepped))
     if idle:
         new = jax.tree.map(lambda n, o: jnp.where(live, n, o), new, state)
     transition = Transition(
@@ -189,7 +189,8 @@ def _step(
     return new, transition
 
 
-def _add(episode: dict[str, jax.Array], state: State) -> dict[str, jax.Array]:
+def add_to_episode(episode: dict[str, jax.Array], state: State) -> dict[str, jax.Array]:
+    """The sums of an episode, `RolloutState.episode`, after one more step."""
     step = {"reward": state.reward, "length": jnp.ones(()), **state.metrics}
     return {k: v + step[k] for k, v in episode.items()}
 

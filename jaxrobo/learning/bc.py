@@ -219,7 +219,7 @@ def clone(env: Env, demonstrations: Trajectories, config: CloningConfig, model: 
         init=jax.jit(init),
         collect=collect,
         update=update,
-        step=jit_step(collect, update),
+        step=jit_step(collect, update, env),
         act=lambda deterministic: policy,
         learned=_learned,
         inputs=_dataset(env, demonstrations, config),

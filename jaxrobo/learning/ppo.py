@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxrobo import distributions
-from jaxrobo.env import Env
+from jaxrobo import distributions, simulations
+from jaxrobo.env import Env, HostEnv
 from jaxrobo.learning.gae import generalised_advantages
 from jaxrobo.learning.normaliser import (
     RunningStats,
@@ -26,7 +26,7 @@ from jaxrobo.learning.trainer import Metrics, Trainer, jit_step, learned_alone
 from jaxrobo.networks import ActorCritic, activation, flatten_observation, observation_size
 from jaxrobo.policy import Params, Policy, gaussian
 from jaxrobo.randomise import weakened
-from jaxrobo.rollout import RolloutState, Transition, rollout, start
+from jaxrobo.rollout import RolloutState, Transition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,11 +250,8 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
     """
     sampling = agent.act(False)
     _check_horizon(config, sampling.period)
-    idles = config.whole_episodes or sampling.period > 1
+    idles = config.whole_episodes or sampling.period > 1 or isinstance(env, HostEnv)
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
-
-    def begin(env: Env, key: jax.Array) -> RolloutState:
-        return jax.vmap(lambda k: start(env, sampling, k))(jax.random.split(key, config.num_envs))
 
     def init(key: jax.Array, _: Any) -> TrainState:
         key, net_key, env_key = jax.random.split(key, 3)
@@ -267,7 +264,9 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
             learning_rate=jnp.asarray(config.learning_rate, jnp.result_type(float)),
             observation_stats=init_stats((agent.size,)),
             value_stats=init_stats(()),
-            rollout=begin(_randomised(env, config, jnp.zeros(())), env_key),
+            rollout=simulations.start(
+                _randomised(env, config, jnp.zeros(())), sampling, env_key, config.num_envs
+            ),
         )
 
     def collect(state: TrainState, inputs: Any) -> tuple[TrainState, Transition]:
@@ -275,10 +274,12 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
         now = _randomised(env, config, state.iteration)
         if config.whole_episodes:
             key, env_key = jax.random.split(state.key)
-            state = state.replace(key=key, rollout=begin(now, env_key))
+            begun = simulations.start(now, sampling, env_key, config.num_envs)
+            state = state.replace(key=key, rollout=begun)
         again = not config.whole_episodes
-        run = lambda s: rollout(now, sampling, params, s, config.horizon, auto_reset=again)
-        states, batch = jax.vmap(run, out_axes=(0, 1))(state.rollout)
+        states, batch = simulations.rollout(
+            now, sampling, params, state.rollout, config.horizon, again
+        )
         return state.replace(rollout=states), batch
 
     def update(state: TrainState, batch: Transition, inputs: Any) -> tuple[TrainState, Metrics]:
@@ -302,7 +303,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
         init=jax.jit(init),
         collect=collect,
         update=update,
-        step=jit_step(collect, update),
+        step=jit_step(collect, update, env),
         act=agent.act,
         learned=_learned,
         inputs=inputs,

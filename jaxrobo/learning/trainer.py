@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobo.env import Env
+from jaxrobo.env import Env, HostEnv
 from jaxrobo.policy import Params, Policy
 
 TrainState = Any
@@ -24,7 +24,8 @@ class Trainer(NamedTuple):
 
     Attributes:
       init: `(key, inputs) -> state`. The state holds everything that changes, and `iteration`.
-      collect: `(state, inputs) -> (state, batch)`.
+      collect: `(state, inputs) -> (state, batch)`. With a `HostEnv` it's a loop on the host; all
+        other functions are pure and jittable, whatever the environment.
       update: `(state, batch, inputs) -> (state, metrics)`. `metrics` holds scalars; those of
         finished episodes are under `episode/`, NaN where none finished.
       step: `(state, inputs) -> (state, metrics)`: `collect` and `update`, jitted; donates the
@@ -58,14 +59,16 @@ class Trainer(NamedTuple):
         return self.act(deterministic), self.complete(self.learned(state), self.inputs)
 
 
-def jit_step(collect: Callable, update: Callable) -> Callable:
-    """`Trainer.step` of these two."""
+def jit_step(collect: Callable, update: Callable, env: Env) -> Callable:
+    """`Trainer.step` of these two; jitted one by one if the environment is a `HostEnv`."""
+    if isinstance(env, HostEnv):
+        update = jax.jit(update, donate_argnums=0)
 
     def step(state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
         state, batch = collect(state, inputs)
         return update(state, batch, inputs)
 
-    return jax.jit(step, donate_argnums=0)
+    return step if isinstance(env, HostEnv) else jax.jit(step, donate_argnums=0)
 
 
 def over_seeds(trainer: Trainer) -> Trainer:
@@ -73,7 +76,12 @@ def over_seeds(trainer: Trainer) -> Trainer:
 
     `init` takes keys `[seeds]`. Simulations of all seeds step together. On a CPU the seeds then
     learn in turn, since the minibatches of several don't fit its caches; elsewhere together.
+
+    Raises:
+      ValueError: if the environment is a `HostEnv`, whose simulations are there once.
     """
+    if isinstance(trainer.env, HostEnv):
+        raise ValueError(f"{type(trainer.env).__name__} trains one seed at a time")
     collect = jax.vmap(trainer.collect, (0, None))
     update = _in_turn(trainer.update) if jax.default_backend() == "cpu" else None
     update = update or jax.vmap(trainer.update, (0, 0, None))
@@ -82,7 +90,7 @@ def over_seeds(trainer: Trainer) -> Trainer:
         init=jax.jit(jax.vmap(trainer.init, (0, None))),
         collect=collect,
         update=update,
-        step=jit_step(collect, update),
+        step=jit_step(collect, update, trainer.env),
     )
 
 

@@ -1,0 +1,207 @@
+"""The loop on the host against what a simulator in numpy wrote down."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobo import host, simulations, training
+from jaxrobo.evaluation import evaluate
+from jaxrobo.learning import ppo
+from jaxrobo.learning.trainer import over_seeds
+from jaxrobo.policy import chunked, gaussian, receding, scripted
+from tests.outside import Walkers
+
+NOISY = gaussian(lambda params, obs: (params * jnp.ones(1), jnp.zeros(1)))
+RIGHT = gaussian(lambda params, obs: (jnp.ones(1), jnp.zeros(1)), deterministic=True)
+SMALL = ppo.Config(num_envs=4, horizon=16, minibatches=2, hidden=(16,))
+
+
+def play(env, policy, steps, params=0.3, calls=2, **options):
+    """Transitions of some calls, one after another."""
+    state = host.start(env, policy, jax.random.key(0))
+    parts = []
+    for _ in range(calls):
+        state, part = host.rollout(env, policy, params, state, steps, **options)
+        parts.append(jax.device_get(part))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+@pytest.mark.parametrize("tells_final", [True, False])
+def test_live_transitions_are_what_happened(autoreset, tells_final):
+    env = Walkers(autoreset=autoreset, tells_final=tells_final or autoreset == "next_step")
+    batch = play(env, NOISY, 20)
+    ends = 0
+    for i, history in enumerate(env.history):
+        live = batch.live[:, i]
+        assert live.sum() == len(history)
+        rows = batch.obs, np.clip(batch.action[..., 0], -1, 1), batch.reward, batch.next_obs
+        rows = [x[live, i] for x in (*rows, batch.terminated, batch.truncated)]
+        for t, happened in enumerate(history):
+            obs, action, reward, last, terminated, truncated = happened
+            if (terminated or truncated) and not env.tells_final:
+                last = obs  # what stands in for what nobody tells
+            expected = obs, action, reward, last, terminated, truncated
+            for mine, theirs in zip(rows, expected, strict=True):
+                np.testing.assert_allclose(mine[t], theirs, atol=1e-6)
+            ends += terminated or truncated
+    assert (~batch.live).any() == (autoreset == "next_step")
+    assert ends > 10
+
+
+def test_sums_of_an_episode_are_whole_where_it_ends():
+    env = Walkers()
+    batch = play(env, NOISY, 30)
+    done = batch.terminated | batch.truncated
+    for i, history in enumerate(env.history):
+        total, length, sums = 0.0, 0, []
+        for _, _, reward, last, terminated, truncated in history:
+            total, length = total + reward, length + 1
+            if terminated or truncated:
+                sums.append((total, length, last[0] > 1))
+                total, length = 0.0, 0
+        names = "reward", "length", "success"
+        mine = np.stack([batch.episode[k][done[:, i], i] for k in names], axis=-1)
+        np.testing.assert_allclose(mine, sums, atol=1e-5)
+
+
+def test_without_auto_reset_every_call_starts_anew_and_simulations_idle():
+    env = Walkers()
+    batch = play(env, NOISY, 8, auto_reset=False)
+    assert len(set(env.starts)) == 2
+    for begin in (0, 8):
+        for i in range(3):
+            done = (batch.terminated | batch.truncated)[begin : begin + 8, i]
+            length = np.argmax(done) + 1
+            assert done[length - 1 :].all()
+            expected = [True] * length + [False] * (8 - length)
+            assert batch.live[begin : begin + 8, i].tolist() == expected
+
+
+def test_a_plan_lasts_its_period_and_every_episode_begins_with_a_new_one():
+    """A plan is the place where it's made, twice; the action so tells where that was."""
+    policy = chunked(lambda params, obs, key: jnp.full((2, 1), obs[0]), 2, 1)
+    batch = play(Walkers(), policy, 12)
+    place, step = np.moveaxis(batch.obs, -1, 0)
+    planned = step % 2 == 0
+    np.testing.assert_allclose(batch.action[..., 0][planned], place[planned])
+    before = np.roll(place, 1, axis=0)
+    np.testing.assert_allclose(batch.action[1:, :, 0][~planned[1:]], before[1:][~planned[1:]])
+    assert (step == 0).sum() > 3
+
+
+def test_histories_dont_reach_into_the_episode_before():
+    policy = receding(lambda params, seen, previous, key: seen[:1, :1], 1, 1, 1, obs_horizon=2)
+    batch = play(Walkers(), policy, 12)
+    place, step = np.moveaxis(batch.obs, -1, 0)
+    first = step == 0
+    np.testing.assert_allclose(batch.action[..., 0][first], place[first])
+    before = np.roll(place, 1, axis=0)
+    np.testing.assert_allclose(batch.action[..., 0][~first], before[~first])
+
+
+def test_numbers_that_arent_finite_arent_learned_from():
+    class Broken(Walkers):
+        def advance(self, action):
+            outcome = super().advance(action)
+            return outcome._replace(obs=outcome.obs.at[1].set(jnp.nan))
+
+    batch = play(Broken(), NOISY, 5, calls=1)
+    assert np.isfinite(batch.next_obs).all()
+    assert batch.live.tolist() == [[True, False, True]] * 5
+    assert batch.truncated[:, 1].all()
+    assert batch.episode["diverged"][-1].tolist() == [0.0, 5.0, 0.0]
+
+
+def test_policies_that_read_the_physics_are_refused():
+    expert = scripted(lambda carry, state, key: (state.data.qpos[:1], carry))
+    env = Walkers()
+    with pytest.raises(TypeError, match=r"physics state \(qpos\), which Walkers keeps to itself"):
+        play(env, expert, 1)
+    with pytest.raises(TypeError, match="Walkers has no pure step"):
+        env.step(None, None)
+    with pytest.raises(TypeError, match="Walkers has no pure reset"):
+        env.reset(jax.random.key(0))
+
+
+def test_evaluation_runs_whole_episodes_from_seeds_of_their_own():
+    env = Walkers(num_envs=4)
+    estimates = evaluate(env, RIGHT, 0.0, episodes=10)
+    again = evaluate(Walkers(num_envs=4), RIGHT, 0.0, episodes=10)
+    assert estimates == again
+    assert len(set(env.starts)) == 3  # four at a time
+    assert estimates["success"].mean == 1.0  # always to the right
+    whole = [row for history in env.history for row in history]
+    assert 2 < estimates["length"].mean < 6
+    assert len(whole) >= 10 * estimates["length"].mean
+    assert evaluate(env, RIGHT, 0.0, "test", episodes=10) != estimates
+
+
+def test_episodes_that_dont_end_are_an_error():
+    env = Walkers()
+    env.time_limit = 2
+    with pytest.raises(RuntimeError, match=r"3 of 3 episodes of Walkers didn't end within .* 2 st"):
+        evaluate(env, NOISY._replace(act=still), 0.0, episodes=3)
+    env.time_limit = None
+    with pytest.raises(ValueError, match="an episode needs an end"):
+        evaluate(env, RIGHT, 0.0)
+
+
+def still(params, carry, observation, key):
+    return jnp.zeros(1), carry, {}
+
+
+@pytest.mark.parametrize(("autoreset", "whole"), [("same_step", False), ("next_step", True)])
+def test_ppo_learns_to_walk_to_the_right(autoreset, whole, tmp_path):
+    env = Walkers(num_envs=8, autoreset=autoreset)
+    config = ppo.Config(num_envs=8, horizon=16, hidden=(16,), whole_episodes=whole)
+    trainer = ppo.make(env, config)
+    budget = dict(steps=2560, evaluate_every=1280, evaluation_episodes=8, test_episodes=64)
+    result = training.run(trainer, tmp_path, **budget)
+    before = evaluate(env, *trainer.policy(trainer.init(jax.random.key(0), ())), episodes=64)
+    assert result.evaluation[0]["reward"].low > before["reward"].high
+
+
+def test_a_run_goes_on_with_a_fresh_simulator(tmp_path):
+    budget = dict(evaluate_every=64, evaluation_episodes=4, test_episodes=4)
+    training.run(ppo.make(Walkers(4), SMALL), tmp_path, steps=64, **budget)
+    env = Walkers(4)
+    result = training.run(ppo.make(env, SMALL), tmp_path, steps=192, resume=True, **budget)
+    assert (result.steps, result.interrupted) == (192, False)
+    assert np.isfinite(jax.tree.leaves(result.params)[0]).all()
+    policy, params = training.restore_policy(tmp_path, ppo.make(env, SMALL))
+    assert set(evaluate(env, policy, params, episodes=4)) >= {"success", "reward", "length"}
+
+
+def test_an_evaluation_doesnt_leak_into_the_next_rollout():
+    env = Walkers()
+    state = host.start(env, NOISY, jax.random.key(0))
+    state, _ = host.rollout(env, NOISY, 0.3, state, 4)
+    evaluate(env, RIGHT, 0.0, episodes=3)
+    for history in env.history:
+        history.clear()
+    _, batch = host.rollout(env, NOISY, 0.3, state, 4)
+    for i, history in enumerate(env.history):
+        np.testing.assert_allclose(batch.obs[:, i], [row[0] for row in history])
+        assert batch.obs[0, i, 1] == 0  # a new episode
+
+
+def test_several_seeds_and_other_numbers_of_simulations_are_refused(tmp_path):
+    trainer = ppo.make(Walkers(4), SMALL)
+    with pytest.raises(ValueError, match="Walkers trains one seed at a time"):
+        over_seeds(trainer)
+    with pytest.raises(training.RunError, match="seeds must be 1 with Walkers"):
+        training.run(trainer, tmp_path, steps=64, evaluate_every=64, seeds=2)
+    with pytest.raises(ValueError, match="num_envs is 4, but Walkers has 3 simulations"):
+        simulations.start(Walkers(3), NOISY, jax.random.key(0), 4)
+
+
+def test_nothing_is_compiled_twice():
+    env = Walkers()
+    state = host.start(env, NOISY, jax.random.key(0))
+    state, _ = host.rollout(env, NOISY, 0.3, state, 8)
+    state, _ = host.rollout(env, NOISY, 0.3, state, 8)
+    programs = host._programs(env, NOISY, True)
+    used = programs.begin, programs.act, programs.go_on, programs.absorb, programs.stack
+    assert [program._cache_size() for program in used] == [1] * 5
