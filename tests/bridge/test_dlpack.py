@@ -1,0 +1,195 @@
+"""Tensors and arrays that share memory, or mustn't: each hazard of the exchange."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from jaxrobo.bridge.dlpack import to_jax, to_torch  # noqa: E402
+
+DTYPES = {
+    torch.bool: jnp.bool_,
+    torch.uint8: jnp.uint8,
+    torch.int8: jnp.int8,
+    torch.int32: jnp.int32,
+    torch.float16: jnp.float16,
+    torch.bfloat16: jnp.bfloat16,
+    torch.float32: jnp.float32,
+}
+
+
+def address(x):
+    return x.data_ptr() if isinstance(x, torch.Tensor) else x.unsafe_buffer_pointer()
+
+
+def table(dtype=torch.float32):
+    return torch.arange(12).reshape(3, 4).to(dtype)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), DTYPES.items(), ids=str)
+def test_there_and_back_is_the_same_memory(theirs, ours):
+    tensor = table(theirs)
+    array = to_jax(tensor, copy=False)
+    assert array.dtype == ours
+    back = to_torch(array)
+    assert back.dtype == theirs
+    assert address(tensor) == address(array) == address(back)
+    assert torch.equal(back, tensor)
+    assert array.astype(int).tolist() == tensor.int().tolist()
+
+
+@pytest.mark.parametrize(("theirs", "ours"), DTYPES.items(), ids=str)
+def test_a_copy_is_nobody_elses(theirs, ours):
+    tensor = table(theirs)
+    array = to_jax(tensor)
+    before = np.array(array)
+    tensor.zero_()
+    np.testing.assert_array_equal(array, before)
+    assert array.dtype == ours
+    own = to_torch(array, copy=True)
+    own.zero_()
+    np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [(torch.int64, jnp.int32), (torch.float64, jnp.float32)]
+)
+def test_64_bits_become_32(theirs, ours):
+    tensor = table(theirs)
+    array = to_jax(tensor, copy=False)
+    assert (array.dtype, array.tolist()) == (ours, tensor.tolist())
+    tensor.zero_()
+    assert array[2, 3] == 11  # a copy, asked for or not
+
+
+def test_64_bits_stay_with_x64():
+    with jax.enable_x64(True):
+        tensor = table(torch.int64)
+        array = to_jax(tensor, copy=False)
+        assert array.dtype == jnp.int64
+        assert address(array) == address(tensor)
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1])
+def test_integers_beyond_32_bits_are_an_error(value):
+    edge = torch.tensor([2**31 - 1, -(2**31)])
+    assert to_jax(edge).tolist() == edge.tolist()
+    with pytest.raises(OverflowError, match=rf"\['ids'\] holds {value}, which 32 bits don't"):
+        to_jax({"ids": torch.tensor([0, value])})
+
+
+@pytest.mark.parametrize(
+    ("cut", "shared"),
+    [
+        (lambda x: x[0].T, True),
+        (lambda x: x.permute(2, 0, 1), True),
+        (lambda x: x[:, 1:], False),
+        (lambda x: x[::2], False),
+        (lambda x: x[:1].expand(5, 8, 4), False),
+        (lambda x: x.flip(0), False),
+        (lambda x: x[0, 0, 0], True),
+        (lambda x: x[:0], False),
+        (lambda x: torch.complex(x, x).conj().imag, False),
+    ],
+    ids=[
+        "transposed",
+        "permuted",
+        "slice",
+        "steps",
+        "broadcast",
+        "flip",
+        "scalar",
+        "empty",
+        "conj",
+    ],
+)
+def test_views(cut, shared):
+    whole = torch.arange(16 * 8 * 4, dtype=torch.float32).reshape(16, 8, 4)
+    view = cut(whole)
+    for copy in (False, True):
+        array = to_jax(view, copy=copy)
+        assert array.shape == tuple(view.shape)
+        np.testing.assert_array_equal(array, view.resolve_neg().numpy())
+    if shared:
+        assert address(to_jax(view, copy=False)) == address(view)
+    assert address(to_jax(view)) != address(view) or view.numel() == 0
+
+
+def test_gradients_are_left_behind():
+    weight = torch.ones(3, requires_grad=True)
+    np.testing.assert_array_equal(to_jax(2 * weight), [2, 2, 2])
+    np.testing.assert_array_equal(to_jax(weight, copy=False), [1, 1, 1])
+
+
+def test_trees_keep_their_shape():
+    tree = {"policy": (torch.ones(2), [torch.zeros(1, dtype=torch.bool)]), "nothing": None}
+    there = to_jax(tree)
+    assert jax.tree.structure(there) == jax.tree.structure({"policy": (0, [0]), "nothing": None})
+    back = to_torch(there)
+    assert torch.equal(back["policy"][0], tree["policy"][0])
+    assert back["nothing"] is None
+
+
+def test_memory_lives_as_long_as_anyone_refers_to_it():
+    array = to_jax(torch.full((1000,), 7.0), copy=False)
+    gc.collect()
+    rubbish = [torch.full((1000,), float(i)) for i in range(50)]
+    assert (array == 7).all()
+    tensor = to_torch(array * 2)
+    gc.collect()
+    more = [jnp.full((1000,), i) for i in range(50)]
+    assert (tensor == 14).all()
+    del rubbish, more
+
+
+def test_an_array_that_isnt_computed_yet_is_waited_for():
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, y: jnp.sin(y @ x), x))
+    x = jnp.ones((200, 200)) / 200
+    expected = np.array(slow(x))
+    for _ in range(3):
+        assert np.array_equal(to_torch(slow(x)).numpy(), expected)
+
+
+def test_a_buffer_that_is_overwritten_right_away_was_copied_before():
+    """As a simulator does, whose step comes while JAX still computes with what it showed."""
+    buffer, read = torch.zeros(512, 512), jax.jit(lambda x: jnp.sum(x @ x) / x.shape[0] ** 3)
+    sums = []
+    for step in range(30):
+        buffer.fill_(step)
+        sums.append(read(to_jax(buffer)))
+        buffer.fill_(-1)
+    np.testing.assert_allclose(sums, np.arange(30.0) ** 2, rtol=1e-5)
+
+
+def test_what_shares_memory_shows_what_is_written():
+    """Why nothing that lasts may be shared: the array changes under JAX's hands."""
+    tensor = torch.zeros(64)
+    array = to_jax(tensor, copy=False)
+    tensor.fill_(3)
+    assert np.asarray(array)[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("convert", "tree", "error", "message"),
+    [
+        (
+            to_jax,
+            {"obs": np.ones(2)},
+            TypeError,
+            r"\['obs'\] is a ndarray, expected a torch tensor",
+        ),
+        (to_jax, 1.0, TypeError, "the tree is a float, expected a torch tensor"),
+        (to_torch, [np.ones(2)], TypeError, r"\[0\] is a ndarray, expected a JAX array"),
+        (to_torch, {"key": jax.random.key(0)}, TypeError, r"\['key'\] is a PRNG key"),
+        (to_torch, jnp.ones(2, jnp.int4), TypeError, "the tree, int4, can't become a tensor"),
+        (to_jax, torch.ones(2, device="meta"), ValueError, "is on meta, but JAX runs on cpu"),
+        (to_jax, torch.eye(2).to_sparse(), TypeError, "is sparse, expected a dense tensor"),
+    ],
+)
+def test_what_cant_be_exchanged_is_named(convert, tree, error, message):
+    with pytest.raises(error, match=message):
+        convert(tree)
