@@ -1,0 +1,318 @@
+"""Vector environments of other libraries under our trainers.
+
+    env = from_maniskill(ManiSkillVectorEnv("PickCube-v1", num_envs=4))
+    trainer = ppo.make(env, ppo.Config(num_envs=4, horizon=64))
+    training.run(trainer, "runs/pick", steps=300_000, evaluate_every=50_000)
+
+Each function reads one convention: what `step` returns, what "done" means, when an episode's first
+observation comes, and who knows the last one of the episode before. Tensors stay on their device
+(`jaxrobo.bridge.dlpack`); of gymnasium's numpy arrays there's one copy, to JAX's device.
+
+Evaluations run in the same simulations, which start new episodes for them, and again afterwards. A
+run that is resumed goes on with all but the simulations.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobo.env import HostEnv, Metric, Observation, Outcome, Spec
+
+__all__ = ["VectorEnv", "from_gymnasium", "from_isaac_gym", "from_isaac_lab", "from_maniskill"]
+
+_RETURN = Metric("reward", kind="count")
+
+Read = Callable[[tuple], Outcome]
+
+
+class VectorEnv(HostEnv):
+    """Simulations of another library. Made by this module's functions.
+
+    Attributes:
+      inner: the other library's environment.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        num_envs: int,
+        action_size: int,
+        start: Callable[[int], Observation],
+        step: Callable[[jax.Array], Outcome],
+        autoreset: str,
+        time_limit: int | None,
+        metric: Metric = _RETURN,
+        metric_names: tuple[str, ...] = (),
+    ) -> None:
+        """Starts the simulations once, to see what they show.
+
+        Args:
+          inner: the other library's environment.
+          num_envs: how many simulations it has.
+          action_size: the length of an action.
+          start: `seed -> observation [num_envs, ...]`.
+          step: `action [num_envs, action_size], clipped -> outcome`.
+          autoreset: see `HostEnv`.
+          time_limit: control steps after which every episode is over.
+          metric: what the task is judged by.
+          metric_names: see `HostEnv`.
+
+        Raises:
+          ValueError: if what it shows hasn't the leading axis `num_envs`, or there's no such
+            number.
+        """
+        self.inner = inner
+        self.num_envs = num_envs
+        self.autoreset = autoreset
+        self.metric, self.metric_names, self.time_limit = metric, metric_names, time_limit
+        self._action_size, self._start, self._step = action_size, start, step
+        self._spec = _spec_of(start(0), num_envs)
+
+    @property
+    def action_size(self) -> int:
+        """See `Env.action_size`."""
+        return self._action_size
+
+    @property
+    def observation_spec(self) -> Spec | dict[str, Spec]:
+        """See `Env.observation_spec`."""
+        return self._spec
+
+    def start(self, seed: int) -> Observation:
+        """See `HostEnv.start`."""
+        return self._start(seed)
+
+    def advance(self, action: jax.Array) -> Outcome:
+        """See `HostEnv.advance`."""
+        return self._step(jnp.clip(action, -1.0, 1.0))
+
+
+def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -> VectorEnv:
+    """A `VecTask` of IsaacGymEnvs, or a task of OmniIsaacGymEnvs behind its `VecEnvRLGames`.
+
+    `step` returns `(observations, reward, done, extras)`; `observations["obs"]` is what is read. An
+    episode that is done shows its last state; the next action is ignored, and what that step shows
+    is the next episode's. `extras["time_outs"]` tells which were cut short; without it, all count
+    as terminated. Simulations aren't seeded: they draw from what they were made with.
+
+    Args:
+      env: the simulations.
+      time_limit: control steps after which every episode is over; `env.max_episode_length` if None.
+      copy: whether observations and rewards are copied; the simulator writes them anew in every
+        step.
+    """
+    from jaxrobo.bridge.dlpack import to_jax, to_torch
+
+    def start(seed: int) -> jax.Array:
+        del seed
+        observations = env.reset()
+        if hasattr(env, "zero_actions"):  # of a VecTask: reset neither resets nor observes
+            env.reset_buf[:] = 1
+            observations = env.step(env.zero_actions())[0]
+        return to_jax(observations["obs"], copy)
+
+    def step(action: jax.Array) -> Outcome:
+        observations, reward, done, extras = env.step(to_torch(action, copy=True))
+        done = done != 0
+        cut = extras.get("time_outs")
+        cut = done & (cut != 0) if cut is not None else done & False
+        obs, reward = to_jax((observations["obs"], reward), copy)
+        terminated, truncated = to_jax((done & ~cut, cut), copy=False)
+        return Outcome(obs, reward, terminated, truncated, {})
+
+    action_size = env.num_acts if hasattr(env, "num_acts") else env.action_space.shape[-1]
+    limit = time_limit or getattr(env, "max_episode_length", None)
+    return VectorEnv(env, env.num_envs, action_size, start, step, "next_step", _whole(limit))
+
+
+def from_isaac_lab(
+    env: Any, group: str = "policy", time_limit: int | None = None, copy: bool = True
+) -> VectorEnv:
+    """A `ManagerBasedRLEnv` or `DirectRLEnv` of Isaac Lab.
+
+    `step` returns `(observations, reward, terminated, time_outs, extras)` and has reset what is
+    over, so that `observations` are the next episode's first. Nobody tells the last ones: where an
+    episode was cut short, its last value is taken from the observation one step before.
+
+    Args:
+      env: the simulations.
+      group: the observations that are read; a group may be a dict.
+      time_limit: control steps after which every episode is over; `env.max_episode_length` if None.
+      copy: whether observations and rewards are copied; the simulator may write them anew.
+
+    Raises:
+      ValueError: if there's no such group.
+    """
+    from jaxrobo.bridge.dlpack import to_jax, to_torch
+
+    inner = env.unwrapped
+
+    def read(observations: Mapping[str, Any]) -> Observation:
+        if group not in observations:
+            raise ValueError(f"no observations {group!r}; there are: {', '.join(observations)}")
+        return to_jax(observations[group], copy)
+
+    def start(seed: int) -> Observation:
+        return read(env.reset(seed=seed)[0])
+
+    def step(action: jax.Array) -> Outcome:
+        observations, reward, terminated, cut, _ = env.step(to_torch(action, copy=True))
+        flags = to_jax((terminated.bool(), cut.bool()))
+        return Outcome(read(observations), to_jax(reward, copy), *flags, {})
+
+    limit = _whole(time_limit or getattr(inner, "max_episode_length", None))
+    action_size = math.prod(inner.single_action_space.shape)
+    return VectorEnv(env, inner.num_envs, action_size, start, step, "same_step", limit)
+
+
+def from_maniskill(env: Any, time_limit: int | None = None, copy: bool = False) -> VectorEnv:
+    """A `ManiSkillVectorEnv` of ManiSkill 3, which resets automatically.
+
+    `step` returns `(observation, reward, terminated, truncated, info)`; where an episode is over,
+    `observation` is the next one's first and `info["final_observation"]` its last. An episode is a
+    success if `info["success"]` is true in any of its steps.
+
+    Args:
+      env: the simulations.
+      time_limit: control steps after which every episode is over; that of the task if None.
+      copy: whether observations and rewards are copied. ManiSkill makes new tensors in every step,
+        so that there is no need.
+
+    Raises:
+      ValueError: if the simulations don't start anew by themselves, or don't tell of success.
+    """
+    from jaxrobo.bridge.dlpack import to_jax, to_torch
+
+    if not getattr(env, "auto_reset", False):
+        raise ValueError("episodes must start anew by themselves: wrap it in ManiSkillVectorEnv")
+    succeeded = None
+
+    def start(seed: int) -> Observation:
+        nonlocal succeeded
+        succeeded = None
+        return to_jax(env.reset(seed=seed)[0], copy)
+
+    def step(action: jax.Array) -> Outcome:
+        nonlocal succeeded
+        obs, reward, terminated, cut, info = env.step(to_torch(action, copy=True))
+        over = terminated | cut
+        ended = bool(over.any())
+        last = info["final_info"] if ended else info
+        if "success" not in last:
+            raise ValueError(f"{type(env.unwrapped).__name__} doesn't tell of success")
+        now = last["success"].bool()
+        before = now & False if succeeded is None else succeeded
+        succeeded = (before | now) & ~over
+        values = obs, reward.float(), terminated, cut, {"success": (now & ~before).float()}
+        final = to_jax(info["final_observation"], copy) if ended else None
+        outcome = Outcome(*to_jax(values, copy))
+        return outcome._replace(final_obs=outcome.obs if final is None else final)
+
+    limit = time_limit or env.unwrapped.spec.max_episode_steps
+    action_size = math.prod(env.unwrapped.single_action_space.shape)
+    metric = Metric("success", beside=("length_of_success",))
+    options = dict(metric=metric, metric_names=("success",))
+    return VectorEnv(env, env.num_envs, action_size, start, step, "same_step", limit, **options)
+
+
+def from_gymnasium(env: Any, time_limit: int | None = None, metric: Metric = _RETURN) -> VectorEnv:
+    """A `gymnasium.vector.VectorEnv` with boxes as observations and actions.
+
+    Actions are mapped from [-1, 1] to the box of actions.
+
+    Args:
+      env: the simulations, with `AutoresetMode.SAME_STEP` or `NEXT_STEP`.
+      time_limit: control steps after which every episode is over; that of its `spec` if None.
+      metric: what the task is judged by: "reward", or a key of `info` with a number for each
+        simulation in every step, as "success"; a rate counts once an episode.
+
+    Raises:
+      ValueError: if episodes don't start anew by themselves, or actions aren't in a bounded box.
+    """
+    mode = env.metadata.get("autoreset_mode")
+    name = getattr(mode, "name", mode)
+    if name not in ("SAME_STEP", "NEXT_STEP"):
+        raise ValueError(f"autoreset_mode must be SAME_STEP or NEXT_STEP, got {name}")
+    low, high = _bounds(env.single_action_space)
+    middle, half = (high + low) / 2, (high - low) / 2
+    shape = env.single_action_space.shape
+    names = () if metric.name == "reward" else (metric.name,)
+    achieved = np.zeros(env.num_envs, bool)
+
+    def start(seed: int) -> Observation:
+        achieved[:] = False
+        return _put(env.reset(seed=seed)[0])
+
+    def step(action: jax.Array) -> Outcome:
+        action = np.asarray(action) * half + middle
+        obs, reward, terminated, cut, info = env.step(action.reshape(-1, *shape))
+        over, metrics = terminated | cut, {}
+        for key in names:
+            metrics[key] = _value(key, info, over if name == "SAME_STEP" else over & False)
+            if metric.kind == "rate":
+                new = (metrics[key] > 0) & ~achieved
+                achieved[:] = (achieved | new) & ~over
+                metrics[key] = new
+        flags = np.asarray(terminated, bool), np.asarray(cut, bool)
+        numbers = jax.tree.map(lambda x: jnp.array(x, jnp.float32), (reward, metrics))
+        outcome = Outcome(_put(obs), numbers[0], *_put(flags), numbers[1])
+        if name == "NEXT_STEP" or not over.any():
+            return outcome._replace(final_obs=outcome.obs)
+        return outcome._replace(final_obs=_put(_final(obs, info["final_obs"], over)))
+
+    limit = time_limit or getattr(env.spec, "max_episode_steps", None)
+    options = dict(metric=metric, metric_names=names)
+    size = math.prod(shape)
+    return VectorEnv(env, env.num_envs, size, start, step, name.lower(), limit, **options)
+
+
+def _spec_of(obs: Observation, num_envs: int) -> Spec | dict[str, Spec]:
+    """What one of the simulations shows. Raises ValueError if there isn't one of each."""
+
+    def one(x: jax.Array) -> Spec:
+        if x.ndim < 2 or x.shape[0] != num_envs:
+            raise ValueError(
+                f"{num_envs} simulations show an array {x.shape}, expected [{num_envs}, ...]"
+            )
+        return Spec(x.shape[1:], x.dtype)
+
+    return {k: one(v) for k, v in obs.items()} if isinstance(obs, dict) else one(obs)
+
+
+def _whole(limit: Any) -> int | None:
+    """A number of steps that may be a tensor, or a float."""
+    return None if limit is None else math.ceil(float(limit))
+
+
+def _put(tree: Any) -> Any:
+    """Numpy arrays on JAX's device; a copy, since their owner may write to them again."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of a box of actions, flat. Raises ValueError if it isn't bounded."""
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"actions must be in a bounded box, got {space}")
+    return low.reshape(-1), high.reshape(-1)
+
+
+def _value(name: str, info: Mapping[str, Any], over: np.ndarray) -> np.ndarray:
+    """A number for each simulation, from `info`, or from `info["final_info"]` where it's over."""
+    value = np.asarray(info[name], np.float32) if name in info else np.zeros(over.shape, np.float32)
+    final = info.get("final_info", {})
+    if over.any() and name in final:
+        value = np.where(over, np.asarray(final[name], np.float32), value)
+    return value
+
+
+def _final(obs: Any, final: np.ndarray, over: np.ndarray) -> Any:
+    """What is shown after a step, before any reset: from gymnasium's array of objects."""
+    whole = jax.tree.map(np.array, obs)
+    for i in np.flatnonzero(over):
+        jax.tree.map(lambda a, b, i=i: a.__setitem__(i, b), whole, final[i])
+    return whole

@@ -1,0 +1,285 @@
+"""Each convention, played by a script of it, against what really happened there."""
+
+from types import SimpleNamespace
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from jaxrobo import host
+from jaxrobo.bridge import vector
+from jaxrobo.env import Metric
+from jaxrobo.evaluation import evaluate
+from jaxrobo.policy import gaussian
+from tests.outside import LIMIT, Walks, assert_live_rows_are
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(torch is None, reason="torch isn't installed")
+
+NOISY = gaussian(lambda params, obs: (params * np.ones(1), np.zeros(1)))
+
+
+class VecTask:
+    """As `isaacgymenvs.tasks.base.vec_task`: physics, then resets, then what is shown; in place."""
+
+    num_envs, num_acts, max_episode_length = 3, 1, LIMIT
+
+    def __init__(self):
+        self.walks = Walks(3)
+        self.obs_buf, self.rew_buf = torch.zeros(3, 2), torch.zeros(3)
+        self.reset_buf, self.time_out = torch.ones(3, dtype=torch.long), torch.zeros(3).bool()
+
+    def zero_actions(self):
+        return torch.zeros(3, 1)
+
+    def reset(self):
+        return {"obs": self.obs_buf}
+
+    def step(self, actions):
+        actions.clamp_(-1, 1)  # of its own, or else JAX's array changes
+        resets = self.reset_buf.numpy() > 0
+        reward, terminated, cut, _ = self.walks.step(actions.numpy(), ~resets)
+        self.walks.reset(resets)
+        self._show(reward, terminated | cut, cut)
+        extras = {"time_outs": self.time_out, "consecutive_successes": torch.tensor(1.0)}
+        return {"obs": self.obs_buf}, self.rew_buf, self.reset_buf, extras
+
+    def _show(self, reward, done, cut):
+        self.obs_buf[:] = torch.from_numpy(self.walks.state)
+        self.rew_buf[:] = torch.from_numpy(reward)
+        self.reset_buf[:] = torch.from_numpy(done)
+        self.time_out[:] = torch.from_numpy(cut)
+
+
+class OmniTask(VecTask):
+    """As `VecEnvRLGames` of OmniIsaacGymEnvs: resets, then physics; `reset` steps with zeros."""
+
+    zero_actions = property()  # not there
+
+    def reset(self):
+        self.reset_buf[:] = 1
+        return self.step(torch.zeros(3, 1))[0]
+
+    def step(self, actions):
+        self.walks.reset(self.reset_buf.numpy() > 0)
+        reward, terminated, cut, _ = self.walks.step(actions.numpy())
+        self._show(reward, terminated | cut, cut)
+        extras = {"time_outs": self.time_out}
+        return {"obs": self.obs_buf, "states": self.obs_buf}, self.rew_buf, self.reset_buf, extras
+
+
+class Lab:
+    """As `isaaclab.envs.ManagerBasedRLEnv`: what is over is reset before it's shown."""
+
+    num_envs, max_episode_length = 3, LIMIT
+    single_action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+
+    def __init__(self):
+        self.walks, self.seeds = Walks(3), []
+
+    @property
+    def unwrapped(self):
+        return self
+
+    def _obs(self):
+        return {"policy": torch.from_numpy(self.walks.state), "critic": torch.zeros(3, 9)}
+
+    def reset(self, seed=None):
+        self.seeds.append(seed)
+        self.walks.rng = np.random.default_rng(seed)
+        self.walks.reset(np.ones(3, bool))
+        return self._obs(), {}
+
+    def step(self, actions):
+        reward, terminated, cut, _ = self.walks.step(actions.numpy())
+        self.walks.reset(terminated | cut)
+        return self._obs(), *map(torch.from_numpy, (reward, terminated, cut)), {"log": {}}
+
+
+class ManiSkill(Lab):
+    """As `mani_skill.vector.wrappers.gymnasium.ManiSkillVectorEnv`."""
+
+    auto_reset = True
+    spec = SimpleNamespace(max_episode_steps=LIMIT)
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        return torch.from_numpy(self.walks.state.copy()), {}
+
+    def step(self, actions):
+        reward, terminated, cut, success = self.walks.step(actions.numpy())
+        obs = torch.from_numpy(self.walks.state.copy())
+        info = {"success": torch.from_numpy(success), "elapsed_steps": torch.zeros(3)}
+        if (terminated | cut).any():
+            self.walks.reset(terminated | cut)
+            ended = torch.from_numpy(terminated | cut)
+            info = {"final_info": info, "_final_info": ended, "final_observation": obs}
+            obs = torch.from_numpy(self.walks.state.copy())
+        return obs, *map(torch.from_numpy, (reward, terminated, cut)), info
+
+
+class One(gymnasium.Env):
+    """A walk as gymnasium has it, whose actions are in [-3, 3]."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-3.0, 3.0, (1,), np.float32)
+
+    def __init__(self):
+        self.walks = Walks(1)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.walks.rng = np.random.default_rng(seed)
+        self.walks.reset([True])
+        return self.walks.state[0].copy(), {}
+
+    def step(self, action):
+        reward, terminated, cut, success = (x[0] for x in self.walks.step([action / 3]))
+        info = {"success": bool(success)}
+        return self.walks.state[0].copy(), float(reward), bool(terminated), bool(cut), info
+
+
+class Many:
+    """Gymnasium's own vector environment of walks."""
+
+    def __init__(self, mode):
+        self.inner = SyncVectorEnv([One] * 3, autoreset_mode=mode)
+
+    @property
+    def walks(self):
+        history = [env.walks.history[0] for env in self.inner.envs]
+        return SimpleNamespace(history=history)
+
+
+def from_many(mode, **options):
+    many = Many(mode)
+    options = {"time_limit": LIMIT, "metric": Metric("success"), **options}
+    env = vector.from_gymnasium(many.inner, **options)
+    return many, env
+
+
+def from_torch(kind, convert):
+    inner = kind()
+    return inner, convert(inner)
+
+
+CASES = {
+    "isaac gym": lambda: from_torch(VecTask, vector.from_isaac_gym),
+    "omni": lambda: from_torch(OmniTask, vector.from_isaac_gym),
+    "isaac lab": lambda: from_torch(Lab, vector.from_isaac_lab),
+    "maniskill": lambda: from_torch(ManiSkill, vector.from_maniskill),
+    "gymnasium, same": lambda: from_many(AutoresetMode.SAME_STEP),
+    "gymnasium, next": lambda: from_many(AutoresetMode.NEXT_STEP),
+}
+
+
+def make(name):
+    if torch is None and "gymnasium" not in name:
+        pytest.skip("torch isn't installed")
+    inner, env = CASES[name]()
+    for history in inner.walks.history:
+        history.clear()
+    return inner, env
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_live_transitions_are_what_happened(name):
+    inner, env = make(name)
+    assert (env.num_envs, env.action_size, env.observation_spec.shape) == (3, 1, (2,))
+    assert env.time_limit == LIMIT
+    state = host.start(env, NOISY, jax.random.key(1))
+    parts = []
+    for _ in range(2):
+        state, part = host.rollout(env, NOISY, 0.3, state, 20)
+        parts.append(jax.device_get(part))
+    batch = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    history = inner.walks.history
+    if name == "omni":  # the first step, in which it starts, isn't among the transitions
+        history = [rows[1:] for rows in history]
+    assert_live_rows_are(
+        history, batch, tells_final=name != "isaac lab", first_steps=name != "omni"
+    )
+    waits = name in ("isaac gym", "omni", "gymnasium, next")
+    assert (~batch.live).any() == waits
+    if env.metric.name == "success":
+        done = batch.live & (batch.terminated | batch.truncated)
+        rows = [row for rows in inner.walks.history for row in rows if row[4] or row[5]]
+        assert batch.episode["success"][done].sum() == sum(row[3][0] > 1 for row in rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_evaluation(name):
+    right = gaussian(lambda params, obs: (np.ones(1), np.zeros(1)), deterministic=True)
+    inner, env = make(name)
+    estimates = evaluate(env, right, 0.0, episodes=6)
+    starts = [row[0][0] for rows in inner.walks.history for row in rows if row[0][1] == 0]
+    assert min(starts) < 0 < max(starts)
+    if env.metric.name == "success":
+        assert estimates["success"].mean == 1
+    longest = np.ceil((1 - min(starts)) * 3)
+    assert 2 <= estimates["length"].mean <= longest <= 5
+
+
+@needs_torch
+def test_isaac_lab_is_seeded_and_shows_the_group_that_is_asked_for():
+    inner = Lab()
+    env = vector.from_isaac_lab(inner, group="critic")
+    assert env.observation_spec.shape == (9,)
+    env.start(7)
+    assert inner.seeds[-1] == 7
+    with pytest.raises(ValueError, match="no observations 'image'; there are: policy, critic"):
+        vector.from_isaac_lab(inner, group="image")
+
+
+@needs_torch
+def test_without_time_outs_every_end_is_terminal():
+    class Old(VecTask):
+        def step(self, actions):
+            return *super().step(actions)[:3], {}
+
+    env = vector.from_isaac_gym(Old())
+    state = host.start(env, NOISY, jax.random.key(1))
+    _, batch = host.rollout(env, NOISY, 0.0, state, 20)
+    assert batch.terminated.any()
+    assert not batch.truncated.any()
+
+
+@needs_torch
+def test_a_shared_buffer_is_shared_and_a_copied_one_is_not():
+    for copy in (False, True):
+        inner = ManiSkill()
+        env = vector.from_maniskill(inner, copy=copy)
+        shown = torch.zeros(3, 2)
+        inner.reset = lambda seed=None, shown=shown: (shown, {})
+        same = env.start(0).unsafe_buffer_pointer() == shown.data_ptr()
+        assert same == (not copy)
+
+
+def test_actions_of_gymnasium_fill_their_box():
+    many, env = from_many(AutoresetMode.NEXT_STEP)
+    env.start(0)
+    env.advance(np.array([[1.0], [-1.0], [5.0]]))
+    moved = [rows[-1][1] for rows in many.walks.history]
+    np.testing.assert_allclose(moved, [1, -1, 1], atol=1e-6)
+
+
+def test_what_isnt_understood_is_refused():
+    disabled = SyncVectorEnv([One], autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(ValueError, match="must be SAME_STEP or NEXT_STEP, got DISABLED"):
+        vector.from_gymnasium(disabled)
+    pole = gymnasium.make_vec("CartPole-v1", num_envs=2)
+    with pytest.raises(ValueError, match="actions must be in a bounded box, got Discrete"):
+        vector.from_gymnasium(pole)
+    with pytest.raises(ValueError, match=r"expected \[4, \.\.\.\]"):
+        vector._spec_of(np.zeros((3, 2)), 4)
+    if torch is not None:
+        inner = ManiSkill()
+        inner.auto_reset = False
+        with pytest.raises(ValueError, match="wrap it in ManiSkillVectorEnv"):
+            vector.from_maniskill(inner)
