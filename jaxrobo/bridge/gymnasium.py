@@ -1,137 +1,127 @@
-"""Our environments as a `gymnasium.vector.VectorEnv`, for learners outside JAX."""
+"""Our environments as gymnasium's `Env` and `VectorEnv`, for learners outside JAX.
+
+What is observed, rewarded and measured becomes numpy arrays: each step waits for the simulations
+and, where they run on an accelerator, copies that to the host.
+"""
 
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobo.env import Env, Observation, Spec, State, vectorise
-
 try:
     import gymnasium
-    from gymnasium import spaces
-    from gymnasium.vector.utils import batch_space
 except ImportError as error:
     raise ImportError(
         f"jaxrobo.bridge.gymnasium needs gymnasium ({error}): pip install 'jaxrobo[gymnasium]'"
     ) from error
 
+from jaxrobo.bridge._batch import Episodes, HostObservation, compiled, seed_keys, to_numpy
+from jaxrobo.bridge._camera import Camera, metadata
+from jaxrobo.bridge._gymnasium_vector import GymnasiumVectorEnv
+from jaxrobo.bridge._spaces import action_space, observation_space
+from jaxrobo.env import Env, State
 
-class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
-    """`num_envs` simulations of an environment, stepped by one jitted program.
+__all__ = ["GymnasiumEnv", "GymnasiumVectorEnv", "action_space", "observation_space"]
 
-    A simulation that ends starts anew in the same step (`AutoresetMode.SAME_STEP`): the
-    observation is then the first of the new episode, and `infos` has the last of the old one under
-    "final_obs" and its metrics under "final_info". All other simulations have their metrics in
-    `infos` itself. As gymnasium does, each key has a mask beside it, named with a leading `_`.
+
+class GymnasiumEnv(gymnasium.Env):
+    """One simulation.
+
+    The info of a step has its metrics, that of a reset is empty. A seed stands for an episode and
+    all that follow it: `jax.random.key(seed % 2**32)` is split at every reset.
 
     Attributes:
-      env: the simulations, a `jaxrobo.env.Vectorised`.
+      env: the simulation, a `jaxrobo.env.Env`.
     """
 
-    def __init__(self, env: Env, num_envs: int) -> None:
-        """Prepares the simulations.
+    def __init__(self, env: Env, render_mode: str | None = None) -> None:
+        """Prepares the simulation.
 
         Args:
-          env: one simulation, without automatic resets.
-          num_envs: how many.
+          env: an environment without automatic resets.
+          render_mode: "rgb_array" for pictures of 640 x 480; None for none.
 
         Raises:
-          ValueError: if `num_envs` isn't positive.
+          ValueError: on an unknown render mode, or if an environment without a MuJoCo model is to
+            be drawn.
+          RendererUnavailable: if this machine can't draw.
         """
-        self.env = vectorise(env, num_envs)
-        self.num_envs = num_envs
-        mode = gymnasium.vector.AutoresetMode.SAME_STEP
-        self.metadata = {"render_modes": [], "autoreset_mode": mode}
-        self.single_observation_space = observation_space(env.observation_spec)
-        self.single_action_space = action_space(env)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._reset, self._step = jax.jit(self.env.reset), jax.jit(self.env.step)
+        self.env = env
+        self.metadata = metadata(env)
+        self.render_mode = render_mode
+        self.observation_space = observation_space(env.observation_spec)
+        self.action_space = action_space(env)
+        self._camera = Camera(env, render_mode)
+        episodes = Episodes(env)
+        self._reset, self._step = compiled(episodes.reset), compiled(episodes.step)
         self._state: State | None = None
+        self._over = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Starts all episodes.
+    ) -> tuple[HostObservation, dict[str, Any]]:
+        """Starts an episode.
 
         Args:
-          seed: fixes every episode from here on; None goes on with the draws of the last seed.
+          seed: fixes it and those that follow; None goes on with the episodes of the last seed, at
+            first with those of `np_random_seed`.
           options: must be None or empty.
 
         Returns:
-          The observations `[num_envs, ...]`, numpy arrays, and an empty dict.
+          The observation, numpy arrays, and an empty dict.
 
         Raises:
           ValueError: on any option.
+          gymnasium.error.Error: on a seed that isn't an int, or is negative.
         """
         if options:
             raise ValueError(f"a reset takes no options, got {', '.join(map(repr, options))}")
         super().reset(seed=seed)
-        key = jax.random.key(int(self.np_random.integers(2**31)))
-        self._state = self._reset(key)
+        if seed is None and self._state is not None:
+            key = self._state.info["reset_key"]
+        else:
+            key = seed_keys([self.np_random_seed])[0]
+        self._state, self._over = self._reset(key), False
         return to_numpy(self._state.obs), {}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Advances all simulations by one control step.
+    def step(self, action: np.ndarray) -> tuple[HostObservation, float, bool, bool, dict[str, Any]]:
+        """Advances by one control step.
 
         Args:
-          actions: in [-1, 1], `[num_envs, action_size]`.
+          action: in [-1, 1], `[action_size]`.
 
         Returns:
-          Observations, rewards, terminations, truncations (`[num_envs, ...]`, numpy arrays of the
-          caller's own) and infos.
+          Observation (numpy arrays of the caller's own), reward, terminated, truncated, and the
+          metrics.
 
         Raises:
-          RuntimeError: before the first `reset`.
-          ValueError: on actions of a wrong shape.
+          RuntimeError: before the first `reset`, or after the end of an episode.
+          ValueError: on an action of a wrong shape.
         """
         if self._state is None:
             raise RuntimeError("call reset before step")
-        self._state = state = self._step(self._state, np.asarray(actions, np.float32))
-        terminated, truncated = to_numpy(state.terminated), to_numpy(state.truncated)
-        infos = self._infos(state, terminated | truncated)
-        return to_numpy(state.obs), to_numpy(state.reward), terminated, truncated, infos
+        if self._over:
+            raise RuntimeError("the episode is over: call reset")
+        action, expected = np.asarray(action, np.float32), self.action_space.shape
+        if action.shape != expected:
+            raise ValueError(f"an action has shape {action.shape}, expected {expected}")
+        self._state = state = self._step(self._state, action)
+        obs, reward, terminated, truncated, metrics = to_numpy(
+            (state.obs, state.reward, state.terminated, state.truncated, state.metrics)
+        )
+        self._over = bool(terminated | truncated)
+        info = {name: value[()] for name, value in metrics.items()}
+        return obs, float(reward), bool(terminated), bool(truncated), info
 
-    def _infos(self, state: State, done: np.ndarray) -> dict[str, Any]:
-        metrics = to_numpy(state.metrics)
-        if not done.any():
-            return _masked(metrics, ~done)
-        final_obs = to_numpy(state.info["final_obs"])
-        each = np.full(self.num_envs, None, dtype=object)
-        for i in np.flatnonzero(done):
-            each[i] = jax.tree.map(lambda x, i=i: x[i], final_obs)
-        final = {"final_obs": each, "final_info": _masked(metrics, done)}
-        final |= {"_final_obs": done, "_final_info": done.copy()}
-        return final if done.all() else _masked(metrics, ~done) | final
+    def render(self) -> np.ndarray:
+        """A picture of where the simulation is, `[480, 640, 3]`, uint8.
 
+        Raises:
+          RuntimeError: before the first `reset`, or without a render mode.
+        """
+        return self._camera.take(jax.tree.map(lambda x: x[None], self._state))[0]
 
-def observation_space(spec: Spec | dict[str, Spec]) -> spaces.Space:
-    """The gymnasium space of one simulation's observations.
-
-    Integers span the values of their dtype, real numbers are unbounded.
-    """
-    if isinstance(spec, dict):
-        return spaces.Dict({k: observation_space(s) for k, s in spec.items()})
-    dtype = np.dtype(spec.dtype)
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-    low, high = (limits.min, limits.max) if limits else (-np.inf, np.inf)
-    return spaces.Box(low, high, spec.shape, dtype.type)
-
-
-def action_space(env: Env) -> spaces.Box:
-    """The gymnasium space of one simulation's actions, [-1, 1]."""
-    return spaces.Box(-1.0, 1.0, (env.action_size,), np.float32)
-
-
-def _masked(metrics: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Each metric where the mask is true, 0 elsewhere, and the mask beside it."""
-    values = {k: np.where(mask, v, 0) for k, v in metrics.items()}
-    return values | {f"_{k}": mask.copy() for k in metrics}
-
-
-def to_numpy(tree: Any) -> Any:
-    """A tree of numpy arrays that may be written to, and that the next step doesn't touch."""
-    return jax.tree.map(np.array, tree)
+    def close(self) -> None:
+        """Frees what draws."""
+        self._camera.close()

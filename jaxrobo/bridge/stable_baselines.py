@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobo.bridge.gymnasium import action_space, observation_space, to_numpy
-from jaxrobo.env import Env, Observation, State, vectorise
+from jaxrobo.bridge._batch import Batch, HostObservation, Step
+from jaxrobo.bridge._camera import Camera, metadata
+from jaxrobo.env import Env
 
 try:
     from stable_baselines3.common.monitor import Monitor
@@ -18,51 +19,66 @@ except ImportError as error:
         "pip install 'jaxrobo[benchmarks]'"
     ) from error
 
+from jaxrobo.bridge._spaces import action_space, observation_space
+
 
 class StableBaselinesVecEnv(VecEnv):
     """`num_envs` simulations of an environment, stepped by one jitted program.
 
-    In the step that ends an episode, its info has "terminal_observation", "TimeLimit.truncated",
-    and "episode" as `Monitor` reports it (`r`, `l`, `t`), with the sums of the environment's
-    metrics; the observation is the first of the next episode.
+    Does what `DummyVecEnv` of as many `GymnasiumEnv`, each in a `Monitor`, would, with the same
+    episodes from the same seeds, but for the infos. They are empty until the step that ends an
+    episode, which has "terminal_observation", "TimeLimit.truncated", "is_success" where success is
+    what the environment is judged by, and "episode" as `Monitor` reports it (`r`, `l`, `t`), with
+    the sums of the environment's metrics.
 
     Attributes:
       env: the simulations, a `jaxrobo.env.Vectorised`.
     """
 
-    def __init__(self, env: Env, num_envs: int) -> None:
+    def __init__(self, env: Env, num_envs: int, render_mode: str | None = None) -> None:
         """Prepares the simulations.
 
         Args:
           env: one simulation, without automatic resets.
           num_envs: how many.
+          render_mode: "rgb_array" for pictures of 640 x 480; None for none.
 
         Raises:
-          ValueError: if `num_envs` isn't positive.
+          ValueError: if `num_envs` isn't positive, on an unknown render mode, or if an environment
+            without a MuJoCo model is to be drawn.
+          RendererUnavailable: if this machine can't draw.
         """
-        self.env = vectorise(env, num_envs)
+        self._camera = Camera(env, render_mode)
+        self._batch = Batch(env, num_envs, "same_step", seed=np.random.SeedSequence().entropy)
+        self.env = self._batch.env
+        self.render_mode = render_mode  # what the constructor asks `get_attr` for
         super().__init__(num_envs, observation_space(env.observation_spec), action_space(env))
-        self._reset, self._step = jax.jit(self.env.reset), jax.jit(self.env.step)
-        self._rng = np.random.default_rng()
+        self.metadata = metadata(env)
         self._begin = time.perf_counter()
-        self._state: State | None = None
         self._actions: np.ndarray | None = None
         self._sums: dict[str, np.ndarray] = {}
 
-    def reset(self) -> Observation:
-        """Starts all episodes; the first of the seeds that `seed` set, if any, fixes them."""
-        if self._seeds[0] is not None:
-            self._rng = np.random.default_rng(self._seeds[0])
+    def reset(self) -> HostObservation:
+        """Starts all episodes; `seed` before it fixes them.
+
+        Raises:
+          ValueError: on any of `set_options`.
+        """
+        given = {name for options in self._options for name in options}
+        self._reset_options()
+        if given:
+            raise ValueError(f"a reset takes no options, got {', '.join(map(repr, given))}")
+        obs = self._batch.reset(self._seeds, np.ones(self.num_envs, bool))
         self._reset_seeds()
-        self._state = state = self._reset(jax.random.key(int(self._rng.integers(2**31))))
-        self._sums = {k: np.zeros(self.num_envs) for k in ("r", "l", *state.metrics)}
-        return to_numpy(state.obs)
+        names = ("r", "l", *self._batch.state.metrics)
+        self._sums = {name: np.zeros(self.num_envs) for name in names}
+        return obs
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keeps the actions, `[num_envs, action_size]`, for `step_wait`."""
-        self._actions = np.asarray(actions, np.float32)
+        self._actions = actions
 
-    def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[HostObservation, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Advances all simulations by one control step.
 
         Returns:
@@ -71,40 +87,49 @@ class StableBaselinesVecEnv(VecEnv):
 
         Raises:
           RuntimeError: before the first `reset`.
+          ValueError: on actions of a wrong shape.
         """
-        if self._state is None:
-            raise RuntimeError("call reset before step")
-        self._state = state = self._step(self._state, self._actions)
-        rewards = to_numpy(state.reward)
-        for name, value in {"r": rewards, "l": 1, **to_numpy(state.metrics)}.items():
+        step = self._batch.step(self._actions)
+        for name, value in {"r": step.reward, "l": 1, **step.metrics}.items():
             self._sums[name] += value
-        done = to_numpy(state.done) > 0
-        infos = self._infos(state, done)
+        done = step.terminated | step.truncated
+        infos = self._infos(step, done)
         for total in self._sums.values():
             total[done] = 0
-        return to_numpy(state.obs), rewards, done, infos
+        return step.obs, step.reward, done, infos
 
-    def _infos(self, state: State, done: np.ndarray) -> list[dict[str, Any]]:
+    def _infos(self, step: Step, done: np.ndarray) -> list[dict[str, Any]]:
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if not done.any():
-            return infos
-        final_obs, truncated = to_numpy((state.info["final_obs"], state.truncated))
         seconds = round(time.perf_counter() - self._begin, 6)
+        metric = self.env.metric
+        judged = metric.kind == "rate" and metric.name in self._sums
         for i in np.flatnonzero(done):
             sums = {k: float(total[i]) for k, total in self._sums.items()}
             infos[i] = {
-                "terminal_observation": jax.tree.map(lambda x, i=i: x[i], final_obs),
-                "TimeLimit.truncated": bool(truncated[i]),
+                "terminal_observation": jax.tree.map(lambda x, i=i: x[i], step.final_obs),
+                "TimeLimit.truncated": bool(step.truncated[i]),
                 "episode": sums | {"l": int(sums["l"]), "t": seconds},
             }
+            if judged:
+                infos[i]["is_success"] = sums[metric.name] > 0
         return infos
 
+    def get_images(self) -> tuple[np.ndarray, ...]:
+        """A picture of each simulation, `[480, 640, 3]`, uint8.
+
+        Raises:
+          RuntimeError: before the first `reset`, or without a render mode.
+        """
+        return self._camera.take(self._batch.state)
+
     def close(self) -> None:
-        """Nothing is held."""
+        """Frees what draws."""
+        self._camera.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """An attribute of the environment, which all simulations share."""
-        value = None if attr_name == "render_mode" else getattr(self.env, attr_name)
+        owner = self if attr_name in ("render_mode", "metadata") else self.env
+        value = getattr(owner, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:

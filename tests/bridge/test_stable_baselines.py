@@ -1,22 +1,80 @@
-"""Our environments under stable-baselines3, against a walk computed by hand."""
+"""Our environments under stable-baselines3, against a walk by hand and its own loop over them."""
 
+import copy
 import importlib
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
+import envs
+from jaxrobo.bridge.gymnasium import GymnasiumEnv
 from jaxrobo.bridge.stable_baselines import StableBaselinesVecEnv
 from jaxrobo.env import TimeLimit
-from tests.learning.diagnostic_envs import Tasks, Walk, endless
+from tests.learning.diagnostic_envs import Aim, Walk, endless
+from tests.test_rendering import Slide, needs_gl
+
+
+def robot():
+    return envs.make("DofbotReacher", engine="native", threads=1, episode_steps=2)
+
+
+def loop(env, num_envs, render_mode=None):
+    """The loop of stable-baselines3 over simulations, whose programs are compiled only once."""
+    one = GymnasiumEnv(env, render_mode)
+    return DummyVecEnv([lambda: Monitor(copy.copy(one))] * num_envs)
+
+
+@pytest.mark.parametrize("make", [robot, Aim], ids=["robot", "dict"])
+def test_stable_baselines_finds_nothing_wrong_with_one(make):
+    check_env(GymnasiumEnv(make()))
+
+
+@pytest.mark.parametrize("make", [lambda: TimeLimit(Walk(), 4), Aim], ids=["walk", "dict"])
+def test_a_batch_is_its_loop_over_single_simulations(make):
+    ours, theirs = StableBaselinesVecEnv(make(), 3), loop(make(), 3)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    assert ours.metadata == theirs.metadata
+    ours.action_space.seed(0)
+    ended = 0
+    for seed in (5, None):
+        if seed is not None:
+            assert ours.seed(seed) == theirs.seed(seed)
+        assert_equal(ours.reset(), theirs.reset())
+        for _ in range(12):
+            actions = np.stack([ours.action_space.sample() for _ in range(3)])
+            *seen, infos = ours.step(actions)
+            *expected, expected_infos = theirs.step(actions)
+            for a, b in zip(seen, expected, strict=True):
+                assert_equal(a, b)
+            for i in np.flatnonzero(seen[2]):
+                ended += 1
+                mine, other = infos[i], expected_infos[i]
+                assert_equal(mine["terminal_observation"], other["terminal_observation"])
+                assert mine["TimeLimit.truncated"] == other["TimeLimit.truncated"]
+                assert mine["episode"]["l"] == other["episode"]["l"]
+                np.testing.assert_allclose(mine["episode"]["r"], other["episode"]["r"], atol=1e-5)
+    assert ended > 6
+
+
+def assert_equal(a, b):
+    """Equal arrays, or equal dicts of them."""
+    if isinstance(b, dict):
+        assert a.keys() == b.keys()
+        for key in b:
+            assert_equal(a[key], b[key])
+    else:
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_walk_by_hand():
@@ -50,23 +108,32 @@ def test_a_walk_by_hand():
     assert kinds == {False, True}
 
 
-def test_a_seed_fixes_every_episode():
-    def run(seed):
-        venv = StableBaselinesVecEnv(TimeLimit(Walk(), 2), 2)
-        venv.seed(seed)
-        seen = [venv.reset()] + [venv.step(np.zeros((2, 1)))[0] for _ in range(3)]
-        return np.array([*seen, venv.reset()])
+def test_a_success_is_reported_where_that_is_what_counts():
+    venv = StableBaselinesVecEnv(Aim(), 2)  # the best action is 0.6 x - 0.1 t
+    obs = venv.reset()
+    for _ in range(5):
+        best = 0.6 * obs["place"] - 0.1 * obs["time"]
+        obs, _, dones, infos = venv.step(best + np.array([[0.0], [0.2]]))
+    assert dones.all()
+    assert [info["is_success"] for info in infos] == [True, False]
+    assert [info["episode"]["success"] for info in infos] == [1, 0]
 
-    np.testing.assert_array_equal(run(1), run(1))
-    assert not np.array_equal(run(1), run(2))
 
-
-def test_final_observations_of_a_dict():
-    venv = StableBaselinesVecEnv(Tasks(), 4)
-    assert set(venv.reset()) == {"x", "task"}
-    _, _, dones, infos = venv.step(np.zeros((4, 1)))
-    final = infos[int(np.argmax(dones))]["terminal_observation"]
-    assert jax.tree.map(np.shape, final) == {"x": (1,), "task": (6,)}
+@needs_gl
+def test_pictures_are_tiles():
+    env = Slide()
+    ours, theirs = StableBaselinesVecEnv(env, 2, "rgb_array"), loop(env, 2, "rgb_array")
+    pictures = []
+    for venv in (ours, theirs):
+        assert venv.render_mode == "rgb_array"
+        assert venv.metadata["render_fps"] == pytest.approx(50)
+        venv.seed(3)
+        venv.reset()
+        venv.step(np.array([[0.1], [-0.4]]))
+        pictures.append(venv.render())
+        venv.close()
+    np.testing.assert_array_equal(*pictures)
+    assert pictures[0].shape == (960, 640, 3)
 
 
 def test_ppo_reports_the_episodes(tmp_path):
@@ -95,6 +162,16 @@ def test_what_simulations_share_and_what_they_lack():
         venv.env_method("render")
     with pytest.raises(RuntimeError, match="call reset before step"):
         venv.step(np.zeros((3, 1)))
+    venv.set_options({"start": 1})
+    with pytest.raises(ValueError, match="takes no options, got 'start'"):
+        venv.reset()
+    venv.reset()
+    with pytest.raises(ValueError, match=r"shape \(2, 1\), expected \(3, 1\)"):
+        venv.step(np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        StableBaselinesVecEnv(endless(5), 0)
+    with pytest.raises(ValueError, match="Walk can't be drawn"):
+        StableBaselinesVecEnv(Walk(), 1, "rgb_array")
 
 
 def test_what_to_install_is_named(monkeypatch):
