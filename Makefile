@@ -14,10 +14,10 @@ SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo taste test lint format clean
+.PHONY: help install demo taste test test-maniskill test-playground lint format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## set up .venv (every target below does it when needed)
 
@@ -34,6 +34,20 @@ taste: $(STAMP)  ## train DofbotReacher by PPO, evaluate it and film it: two min
 test: lint  ## check style and run the tests; two at a time; PYTEST_ARGS="-k native" instead goes to pytest
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
+# Simulators that are too large for .venv have one of their own. TORCH names a build of torch to install first: that
+# for CPUs is enough.
+test-maniskill: .venv-maniskill/.installed  ## run the tests of the bridge to ManiSkill 3, in .venv-maniskill
+	.venv-maniskill/bin/python -m pytest -q tests/maniskill
+
+test-playground: .venv-playground/.installed  ## run the tests of the bridge to MuJoCo Playground, in .venv-playground
+	.venv-playground/bin/python -m pytest -q tests/playground
+
+.venv-%/.installed: pyproject.toml | $(STAMP)
+	$(BIN)/python -m venv --clear $(@D)
+	$(if $(TORCH),$(@D)/bin/python -m pip install --quiet --no-input $(TORCH))
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[test,$*]'
+	@touch $@
+
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -43,7 +57,7 @@ format: $(STAMP)  ## mend style and format where ruff can
 	$(BIN)/ruff format
 
 clean:  ## remove .venv and caches; keeps runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml

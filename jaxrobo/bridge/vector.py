@@ -212,7 +212,7 @@ def from_maniskill(env: Any, time_limit: int | None = None, copy: bool = False) 
         outcome = Outcome(*to_jax(values, copy))
         return outcome._replace(final_obs=outcome.obs if final is None else final)
 
-    limit = time_limit or env.unwrapped.spec.max_episode_steps
+    limit = time_limit or _limit_within(env._env)
     action_size = math.prod(env.unwrapped.single_action_space.shape)
     metric = Metric("success", beside=("length_of_success",))
     options = dict(metric=metric, metric_names=("success",))
@@ -286,6 +286,15 @@ def _spec_of(obs: Observation, num_envs: int) -> Spec | dict[str, Spec]:
 def _whole(limit: Any) -> int | None:
     """A number of steps that may be a tensor, or a float."""
     return None if limit is None else math.ceil(float(limit))
+
+
+def _limit_within(env: Any) -> int | None:
+    """The time limit that one of the wrappers of an environment knows."""
+    while env is not None:
+        if (limit := getattr(env, "_max_episode_steps", None)) is not None:
+            return limit
+        env = vars(env).get("env")
+    return None
 
 
 def _put(tree: Any) -> Any:

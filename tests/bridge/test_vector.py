@@ -106,7 +106,7 @@ class ManiSkill(Lab):
     """As `mani_skill.vector.wrappers.gymnasium.ManiSkillVectorEnv`."""
 
     auto_reset = True
-    spec = SimpleNamespace(max_episode_steps=LIMIT)
+    _env = SimpleNamespace(env=SimpleNamespace(_max_episode_steps=LIMIT))
 
     def reset(self, seed=None):
         super().reset(seed)
