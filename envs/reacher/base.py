@@ -272,7 +272,7 @@ class Reacher(PhysicsEnv):
         return {
             "distance": c.distance_scale * distance,
             "action": c.action_scale * jnp.sum(jnp.square(action)),
-            "goal": c.goal_bonus * reached,
+            "goal": c.goal_bonus * reached.astype(distance.dtype),
         }
 
     def _observe(
