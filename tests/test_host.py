@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxrobo import host, simulations, training
+from jaxrobo.data import Normaliser
 from jaxrobo.evaluation import evaluate
-from jaxrobo.learning import ppo
+from jaxrobo.learning import ppo, residual_ppo
 from jaxrobo.learning.trainer import over_seeds
 from jaxrobo.policy import chunked, gaussian, receding, scripted
 from tests.outside import Walkers, assert_live_rows_are
@@ -147,6 +148,23 @@ def test_ppo_learns_to_walk_to_the_right(autoreset, whole, tmp_path):
     result = training.run(trainer, tmp_path, **budget)
     before = evaluate(env, *trainer.policy(trainer.init(jax.random.key(0), ())), episodes=64)
     assert result.evaluation[0]["reward"].low > before["reward"].high
+
+
+def test_a_residual_learns_on_top_of_a_base_that_acts_in_chunks():
+    env = Walkers(4)
+    still = chunked(lambda params, obs, key: jnp.zeros((2, 1)), 2, 1)
+    units = {"obs": jnp.zeros(2), "action": jnp.zeros(1)}
+    base = residual_ppo.Base(still, (), Normaliser(units, jax.tree.map(jnp.ones_like, units)))
+    config = residual_ppo.Config(num_envs=4, horizon=16, minibatches=2, hidden=(16,), scale=1.0)
+    trainer = residual_ppo.make(env, base, config)
+    state = trainer.init(jax.random.key(0), trainer.inputs)
+    assert evaluate(env, *trainer.policy(state), episodes=4)["length"].mean == 6  # as the base
+    before = evaluate(env, *trainer.policy(state), episodes=64)["reward"]
+    for _ in range(20):
+        state, metrics = trainer.step(state, trainer.inputs)
+    assert np.isfinite(metrics["policy_loss"])
+    after = evaluate(env, *trainer.policy(state), episodes=64)["reward"]
+    assert after.low > before.high
 
 
 def test_a_run_goes_on_with_a_fresh_simulator(tmp_path):
