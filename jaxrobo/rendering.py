@@ -18,7 +18,7 @@ from flax import struct
 from jaxrobo._files import replacing
 from jaxrobo._opengl import RendererUnavailable, canvas, choose_backend
 from jaxrobo._video import real_time, write_video
-from jaxrobo.env import Env, PhysicsEnv, State
+from jaxrobo.env import Env, State
 from jaxrobo.policy import Params, Policy, watched
 from jaxrobo.rollout import rollout, start
 
@@ -150,7 +150,7 @@ def record(
     Raises:
       ValueError: if the environment has no MuJoCo model, or neither it nor `steps` sets an end.
     """
-    if not isinstance(env.unwrapped, PhysicsEnv):
+    if not hasattr(env.unwrapped, "visual_model"):
         raise ValueError(f"{type(env.unwrapped).__name__} can't be filmed: it has no MuJoCo model")
     steps = env.time_limit if steps is None else steps
     if steps is None:
