@@ -15,12 +15,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
 import envs
+from envs import trained
 from experiments import cli
 from experiments.common import load
 from jaxrobo import rundir
@@ -53,7 +54,7 @@ class Options:
       robot: which.
       host: of the Dofbot's server.
       port: of the Dofbot's server; 65432 if None.
-      run_dir: the run of the policy; the task's scripted expert if None.
+      run_dir: the run of the policy; if None, the one that comes with the library.
       checkpoint: the best on the validation split, or the last.
       run_seed: one of the run's seeds; the first if None.
       seed: draws the goals.
@@ -119,17 +120,17 @@ class Task(NamedTuple):
     Attributes:
       name: of the environment.
       limits: (lower, upper) of each of the robot's joints, rad.
-      options: with which the scripted expert stays within them.
+      policy: the one that comes with the library, and stays within them.
     """
 
     name: str
     limits: tuple[tuple[float, float], ...]
-    options: dict[str, Any]
+    policy: str
 
 
 TASKS = {
-    "dofbot": Task("DofbotReacher", dofbot.LIMITS, {}),
-    "ur10": Task("UR10Reacher", ur10.LIMITS, dict(safety=True, real_goals=True)),
+    "dofbot": Task("DofbotReacher", dofbot.LIMITS, "dofbot-servo"),
+    "ur10": Task("UR10Reacher", ur10.LIMITS, "ur10-deployed"),
 }
 """The task of each robot."""
 
@@ -178,14 +179,12 @@ def _twin(o: Options) -> Twin:
     """The simulation, on the CPU's engine: its steps are short, and one after another."""
     task = TASKS[o.robot]
     if o.run_dir is None:
-        env = envs.make(task.name, "native", profile="servo", **task.options)
-        policy, params = env.expert(), ()
+        env = envs.make(task.name, "native", **trained.POLICIES[task.policy].options)
+        policy, params = trained.load(task.policy, env)
     else:
-        trained = rundir.read_config(o.run_dir)["env"]
-        if trained != task.name:
-            raise RunError(
-                f"{o.run_dir} is a run of {trained}; a {o.robot} needs one of {task.name}"
-            )
+        found = rundir.read_config(o.run_dir)["env"]
+        if found != task.name:
+            raise RunError(f"{o.run_dir} is a run of {found}; a {o.robot} needs one of {task.name}")
         env, policy, params = load(o.run_dir, o.checkpoint, o.run_seed, "native")
     _check_limits(o.robot, env.unwrapped.arm.limits)
     return Twin(env, policy, params, jax.random.key(o.seed))

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 
 import envs
+from envs import trained
 from experiments import cli
 from experiments.common import restore_trainer
 from jaxrobo import checkpoint, rundir
@@ -41,8 +42,8 @@ class Options:
       run_dir: the folder of a run, whose policy acts.
       checkpoint: the best on the validation split, or the last.
       run_seed: one of the run's seeds; the first if None.
-      policy: what acts without a run: the scripted expert, random actions, or zeros; the expert if
-        None and there can be one, random actions if not.
+      policy: what acts without a run: a trained policy of the library's (`envs.trained`), the
+        scripted expert, random actions, or zeros; the first of them that there is if None.
       engine: native (MuJoCo C on CPU threads), mjx (on the device); auto takes mjx where JAX has an
         accelerator.
       num_envs: how many simulations.
@@ -55,7 +56,7 @@ class Options:
     run_dir: Path | None = None
     checkpoint: Literal["best", "last"] = "best"
     run_seed: int | None = None
-    policy: Literal["expert", "random", "zero"] | None = None
+    policy: Literal["trained", "expert", "random", "zero"] | None = None
     engine: Literal["auto", "native", "mjx"] = "auto"
     num_envs: int = 64
     seed: int = 0
@@ -148,7 +149,7 @@ def load(o: Options, task: Any) -> Loaded:
     if o.run_dir is None:
         fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
         env = envs.make(o.env, o.engine, **fields)
-        return Loaded(o.env, env, _untrained(env, o.policy), ())
+        return Loaded(o.env, env, *_without_run(o, env, task))
     name = rundir.read_config(o.run_dir).get("env")
     if o.env not in (None, name):
         raise ValueError(f"{o.run_dir} is a run of {name}, not of {o.env}")
@@ -195,19 +196,29 @@ def _note(path: Path | None) -> str:
     return f"checkpoint: {path.parent.name} {path.name}" if path else ""
 
 
-def _untrained(env: Env, name: str | None) -> Policy:
-    if name == "zero":
-        return constant(jnp.zeros(env.action_size))
-    if name == "random":
-        return uniform(env.action_size)
+def _without_run(o: Options, env: Env, task: Any) -> tuple[Policy, Params]:
+    if o.policy == "zero":
+        return constant(jnp.zeros(env.action_size)), ()
+    if o.policy == "random":
+        return uniform(env.action_size), ()
+    if o.policy != "expert" and (name := trained.find(o.env, task)) is not None:
+        return trained.load(name, env)
+    if o.policy == "trained":
+        raise ValueError(_no_policy(o.env))
     try:
         if not hasattr(env, "expert"):
             raise ValueError(f"{type(env.unwrapped).__name__} has no scripted expert")
-        return env.expert()
+        return env.expert(), ()
     except ValueError:
-        if name == "expert":
+        if o.policy == "expert":
             raise
-        return uniform(env.action_size)
+        return uniform(env.action_size), ()
+
+
+def _no_policy(env: str) -> str:
+    commands = [p.command.partition("--env ")[2] for p in trained.POLICIES.values() if p.env == env]
+    there = "; ".join(commands) or "none"
+    return f"no trained policy comes with {env} and these options; there are: {there}"
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from jaxrobo.data.trajectories import (
     describe,
     named,
     take,
+    task_options,
 )
 from jaxrobo.data.windows import Windows, gather, make_windows, split_episodes
 
@@ -70,6 +71,7 @@ __all__ = [
     "split_episodes",
     "stream",
     "take",
+    "task_options",
     "write_normaliser",
     "zarr",
 ]

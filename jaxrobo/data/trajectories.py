@@ -76,7 +76,7 @@ def describe(env: Env, split: str | None = None, seed: int | None = None) -> Met
     config = getattr(inner, "config", None)
     return Metadata(
         env=type(inner).__name__,
-        config=None if config is None else _of_task(config),
+        config=None if config is None else task_options(config),
         action=getattr(config, "action", None),
         dt=getattr(inner, "dt", None),
         split=split,
@@ -86,8 +86,11 @@ def describe(env: Env, split: str | None = None, seed: int | None = None) -> Met
     )
 
 
-def _of_task(config: Any) -> dict[str, Any]:
-    """The options without those that change nothing about a demonstration, as their fields say."""
+def task_options(config: Any) -> dict[str, Any]:
+    """A task's options as plain values, without those that don't make another task of it.
+
+    Their fields in `config`, a dataclass, have the metadata `{"of_task": False}`.
+    """
     ignored = [f.name for f in dataclasses.fields(config) if f.metadata.get("of_task") is False]
     return {k: v for k, v in rundir.plain(config).items() if k not in ignored}
 

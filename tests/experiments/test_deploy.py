@@ -75,7 +75,7 @@ def test_a_run_that_leaves_the_robots_limits_is_refused(
         deploy._twin(deploy.Options(robot=robot, dry_run=robot == "dofbot", run_dir=tmp_path))
 
 
-def test_the_ur10s_expert_starts_within_the_robots_limits(monkeypatch):
+def test_the_ur10s_policy_starts_within_the_robots_limits(monkeypatch):
     monkeypatch.setattr(deploy, "Twin", lambda env, *_: env)
     env = deploy._twin(deploy.Options(robot="ur10")).unwrapped
     starts = jax.vmap(env._start)(jax.random.split(jax.random.key(0), 100))
@@ -150,7 +150,7 @@ def test_a_lost_robot_is_one_line(monkeypatch, capsys):
     assert "127.0.0.1:9 refuses the connection" in message
 
 
-def test_the_expert_is_streamed_for_a_second(patient, capsys):
+def test_the_librarys_policy_is_streamed_for_a_second(patient, capsys):
     deploy.main([*DRY, "--seconds", "1"])
     out = capsys.readouterr().out
     assert re.search(r"\d+ periods of 16.67 ms: [\d.]+ % within 5 ms", out)

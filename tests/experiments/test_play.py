@@ -32,10 +32,22 @@ def test_where_there_can_be_no_expert_actions_are_random():
         play.load(*play.parse([*REACHER, "--relative-control", "--policy", "expert"]))
 
 
+def test_the_librarys_own_policy_acts_where_it_was_trained_for_the_options():
+    found = play.load(*play.parse([*REACHER, "--profile", "servo"]))
+    assert found.params.names == ("obs",)
+    same = play.load(*play.parse([*REACHER, "--profile", "servo", "--policy", "trained"]))
+    np.testing.assert_array_equal(act(found), act(same))
+    expert = play.load(*play.parse([*REACHER, "--profile", "servo", "--policy", "expert"]))
+    assert expert.params == ()
+    with pytest.raises(ValueError, match="there are: DofbotReacher; DofbotReacher --profile servo"):
+        play.load(*play.parse([*REACHER, "--velocity-cap", "2", "--policy", "trained"]))
+
+
 def act(found):
     state, policy = found.env.reset(jax.random.key(0)), found.policy
     carry = policy.init(policy.observe(state), jax.random.key(1))
-    return policy.act((), carry, policy.observe(state), jax.random.key(2))[0]
+    carry = policy.plan(found.params, carry, policy.observe(state), jax.random.key(3))
+    return policy.act(found.params, carry, policy.observe(state), jax.random.key(2))[0]
 
 
 @pytest.fixture(scope="module")
