@@ -7,6 +7,7 @@ interval is of the difference of their means.
 """
 
 import dataclasses
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from jaxrobo import training
 from jaxrobo.bridge.vector import VectorEnv, from_gymnasium
 from jaxrobo.env import Metric, Outcome
 from jaxrobo.learning import ppo
+from jaxrobo.learning.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ def main(options: Options) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         result = training.run(
-            ppo.make(env, config),
+            log.listen(ppo.make(env, config)),
             folder,
             steps=options.steps,
             evaluate_every=options.steps,
@@ -91,6 +93,7 @@ class Make:
     def __call__(self) -> gymnasium.Env:
         from jaxrobo.bridge.maniskill import without_renderer
 
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the loop stops, and then the processes
         without_renderer()
         import mani_skill.envs  # noqa: F401
         import torch
@@ -103,36 +106,34 @@ class Make:
 
 
 class Log:
-    """Writes down the episodes of training, but not those of evaluations.
+    """Writes down the episodes of training, and how long the simulations took.
 
     Attributes:
       returns: of the episodes, in the order in which they ended.
-      seconds: that the simulations took.
+      seconds: that the simulations took, those of evaluations too.
     """
 
     def __init__(self, env: VectorEnv) -> None:
         self.returns, self.seconds = [], 0.0
-        self._sums = np.zeros(env.num_envs)
-        start, advance = env.start, env.advance
+        self._advance, env.advance = env.advance, self._timed
 
-        def started(seed: int) -> Any:
-            self._sums[:] = 0.0
-            return start(seed)
+    def listen(self, trainer: Trainer) -> Trainer:
+        """The same trainer, whose episodes are written down."""
 
-        def advanced(action: jax.Array) -> Outcome:
-            jax.block_until_ready(action)
-            begin = time.perf_counter()
-            outcome = advance(action)
-            self.seconds += time.perf_counter() - begin
-            if not env.running:
-                return outcome
-            self._sums += np.asarray(outcome.reward)
-            for i in np.flatnonzero(outcome.terminated | outcome.truncated):
-                self.returns.append(self._sums[i])
-                self._sums[i] = 0.0
-            return outcome
+        def collect(state: Any, inputs: Any) -> tuple[Any, Any]:
+            state, batch = trainer.collect(state, inputs)
+            done = batch.live & (batch.terminated | batch.truncated)
+            self.returns.extend(np.asarray(batch.episode["reward"])[np.asarray(done)])
+            return state, batch
 
-        env.start, env.advance = started, advanced
+        return trainer._replace(collect=collect)
+
+    def _timed(self, action: jax.Array) -> Outcome:
+        jax.block_until_ready(action)
+        begin = time.perf_counter()
+        outcome = self._advance(action)
+        self.seconds += time.perf_counter() - begin
+        return outcome
 
 
 def _row(options: Options, log: Log, result: training.Result) -> dict[str, Any]:

@@ -190,13 +190,14 @@ class HostEnv(Env):
         "next_step": it's the last, the next action is ignored, and what that step shows is the
         first.
       metric_names: what `Outcome.metrics` holds.
-      running: whether the simulations are where the last rollout has left them.
+      ticket: of the rollout that has left the simulations where they are; None if anything else
+        has, as an evaluation.
     """
 
     num_envs: int
     autoreset: Literal["same_step", "next_step"] = "same_step"
     metric_names: tuple[str, ...] = ()
-    running: bool = False
+    ticket: int | None = None
 
     @abc.abstractmethod
     def start(self, seed: int) -> Observation:

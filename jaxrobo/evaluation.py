@@ -81,12 +81,12 @@ def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
     """
     if batch < 1:
         raise ValueError(f"at least 1 episode is needed, got {batch}")
-    if env.time_limit is None:
-        raise ValueError("an episode needs an end: wrap the environment in TimeLimit")
     if isinstance(env, HostEnv):
         return lambda params, key, first: host.run_episodes(
             env, policy, params, jax.random.fold_in(key, first)
         )
+    if env.time_limit is None:
+        raise ValueError("an episode needs an end: wrap the environment in TimeLimit")
 
     def run(params: Params, key: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
         one = lambda episode: run_episode(env, policy, params, jax.random.fold_in(key, episode))

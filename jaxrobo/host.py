@@ -7,13 +7,13 @@ chunked policy don't wait for its end: each plans when its own plan is used up.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxrobo.env import HostEnv, Observation, Outcome, State, batch_any
 from jaxrobo.policy import Params, Policy
@@ -52,7 +52,7 @@ def start(env: HostEnv, policy: Policy, key: jax.Array) -> RolloutState:
     make = lambda s: jnp.zeros((env.num_envs, *s.shape), s.dtype)
     obs = {k: make(s) for k, s in spec.items()} if isinstance(spec, dict) else make(spec)
     keys = jax.random.split(key, env.num_envs)
-    return jax.vmap(functools.partial(_fresh, env, policy))(obs, keys)
+    return jax.vmap(functools.partial(_fresh, _Kind.of(env), policy))(obs, keys)
 
 
 def rollout(
@@ -66,8 +66,8 @@ def rollout(
     """Acts for `steps` control steps in all simulations.
 
     Args:
-      env: the simulations. If anybody else has used them since the last call, or it's the first,
-        new episodes are started.
+      env: the simulations. If they aren't where `state` has left them, because it's the first call
+        or anything else has moved them, new episodes are started.
       policy: what acts.
       params: its parameters.
       state: where to go on, `[num_envs, ...]`; from `start` or an earlier call.
@@ -79,18 +79,21 @@ def rollout(
       The state to go on from, and the transitions, `[steps, num_envs, ...]`.
     """
     programs = _programs(env, policy, auto_reset)
-    if not auto_reset or not env.running:
+    expected, env.ticket = env.ticket, None  # an error from here on leaves it so
+    if not auto_reset or expected is None or expected != int(state.env.info["ticket"][0]):
         state = programs.begin(env.start(_seed(state.key)), state.key)
-        env.running = True
     state, action, aux = programs.act(params, state)
-    transitions = []
-    for _ in range(steps - 1):
+    rows = programs.rows(steps, state, action, aux)
+    for t in range(steps - 1):
         outcome = env.advance(action)
-        state, action, aux, transition = programs.go_on(params, state, action, aux, outcome)
-        transitions.append(transition)
-    state, transition = programs.absorb(state, action, aux, env.advance(action))
-    transitions.append(transition)
-    return state, programs.stack(transitions)
+        state, action, aux, rows = programs.go_on(params, state, action, aux, outcome, rows, t)
+    state, rows = programs.absorb(state, action, aux, env.advance(action), rows, steps - 1)
+    env.ticket = next(_TICKETS)
+    info = {**state.env.info, "ticket": jnp.full(env.num_envs, env.ticket, jnp.int32)}
+    return state.replace(env=state.env.replace(info=info)), rows
+
+
+_TICKETS = itertools.count()
 
 
 def run_episodes(env: HostEnv, policy: Policy, params: Params, key: jax.Array) -> dict:
@@ -104,13 +107,13 @@ def run_episodes(env: HostEnv, policy: Policy, params: Params, key: jax.Array) -
       RuntimeError: if an episode doesn't end by it.
     """
     if env.time_limit is None:
-        raise ValueError("an episode needs an end: give the environment a time_limit")
+        raise ValueError(f"an episode needs an end: give {type(env).__name__} a time_limit")
     programs = _programs(env, policy, auto_reset=False)
+    env.ticket = None  # whoever trains starts anew
     state = programs.begin(env.start(_seed(key)), jax.random.split(key, env.num_envs))
-    env.running = False  # whoever trains starts anew
     for _ in range(env.time_limit):
         state, action, aux = programs.act(params, state)
-        state, _ = programs.absorb(state, action, aux, env.advance(action))
+        state = programs.watch(state, action, aux, env.advance(action))
         if np.all(state.env.done):
             return state.episode
     raise RuntimeError(
@@ -119,32 +122,61 @@ def run_episodes(env: HostEnv, policy: Policy, params: Params, key: jax.Array) -
     )
 
 
-@struct.dataclass
-class _Programs:
-    """The jitted functions of a loop, over all simulations."""
+class _Kind(NamedTuple):
+    """What the programs of a loop need to know of simulations, without holding them."""
 
-    begin: Callable = struct.field(pytree_node=False)
-    act: Callable = struct.field(pytree_node=False)
-    absorb: Callable = struct.field(pytree_node=False)
-    go_on: Callable = struct.field(pytree_node=False)
-    stack: Callable = struct.field(pytree_node=False)
+    name: str
+    same_step: bool
+    metric_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, env: HostEnv) -> "_Kind":
+        return cls(type(env).__name__, env.autoreset == "same_step", tuple(env.metric_names))
 
 
-@functools.lru_cache(maxsize=16)
+class _Programs(NamedTuple):
+    """The jitted functions of a loop, over all simulations.
+
+    `rows [steps, num_envs, ...]` are the transitions so far; each step writes its own.
+    """
+
+    begin: Callable
+    act: Callable
+    absorb: Callable
+    go_on: Callable
+    watch: Callable
+    rows: Callable
+
+
 def _programs(env: HostEnv, policy: Policy, auto_reset: bool) -> _Programs:
-    act = jax.vmap(functools.partial(_act, policy), (None, 0))
-    absorb = jax.vmap(functools.partial(_absorb, env, policy, auto_reset))
+    """Compiled once for each policy; kept as long as the simulations are."""
+    make = vars(env).setdefault("_programs", functools.lru_cache(8)(_make_programs))
+    return make(_Kind.of(env), policy, auto_reset)
 
-    def go_on(params: Params, state: RolloutState, action: Any, aux: Any, outcome: Outcome):
-        state, transition = absorb(state, action, aux, outcome)
-        return *act(params, state), transition
+
+def _make_programs(kind: _Kind, policy: Policy, auto_reset: bool) -> _Programs:
+    act = jax.vmap(functools.partial(_act, policy), (None, 0))
+    take_in = jax.vmap(functools.partial(_take_in, kind, policy, auto_reset))
+
+    def absorb(state: RolloutState, action: Any, aux: Any, outcome: Outcome, rows: Any, t: Any):
+        state, row = take_in(state, action, aux, outcome)
+        return state, jax.tree.map(lambda all_, one: all_.at[t].set(one), rows, row)
+
+    def go_on(params: Params, state: RolloutState, *what: Any):
+        state, rows = absorb(state, *what)
+        return *act(params, state), rows
+
+    def rows(steps: int, state: RolloutState, action: Any, aux: Any) -> Transition:
+        one = _transition(state, state, action, aux, state.env.done == 0, state.env.reward)
+        return jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), one)
 
     return _Programs(
-        begin=jax.jit(jax.vmap(functools.partial(_fresh, env, policy))),
+        begin=jax.jit(jax.vmap(functools.partial(_fresh, kind, policy))),
         act=jax.jit(act),
-        absorb=jax.jit(absorb, donate_argnums=0),
-        go_on=jax.jit(go_on, donate_argnums=1),
-        stack=jax.jit(lambda transitions: jax.tree.map(lambda *x: jnp.stack(x), *transitions)),
+        absorb=jax.jit(absorb, donate_argnums=(0, 4)),
+        go_on=jax.jit(go_on, donate_argnums=(1, 5)),
+        watch=jax.jit(lambda *what: take_in(*what)[0], donate_argnums=0),
+        rows=jax.jit(rows, static_argnums=0),
     )
 
 
@@ -153,42 +185,46 @@ def _seed(keys: jax.Array) -> int:
     return int(jax.random.bits(keys.reshape(-1)[0]) >> 1)
 
 
-def _fresh(env: HostEnv, policy: Policy, obs: Observation, key: jax.Array) -> RolloutState:
-    """One simulation at the start of an episode."""
+def _fresh(kind: _Kind, policy: Policy, obs: Observation, key: jax.Array) -> RolloutState:
+    """One simulation at the start of an episode.
+
+    In `info` are "age", the control steps since then; "waits", whether the simulator starts the
+    next episode in the next step, whatever the action; and the "ticket" of the last rollout.
+    """
     policy_key, key = jax.random.split(key)
-    no = jnp.zeros((), bool)
+    no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     state = State(
-        data=NoPhysics(type(env).__name__),
+        data=NoPhysics(kind.name),
         obs=obs,
         reward=jnp.zeros(()),
         done=jnp.zeros(()),
         terminated=no,
         truncated=no,
-        metrics=dict.fromkeys((*env.metric_names, "diverged"), jnp.zeros(())),
-        info={"age": jnp.zeros((), jnp.int32)},
+        metrics=dict.fromkeys((*kind.metric_names, "diverged"), jnp.zeros(())),
+        info={"age": zero, "waits": no, "ticket": zero - 1},
     )
     episode = dict.fromkeys(("reward", "length", *state.metrics), jnp.zeros(()))
     return RolloutState(state, policy.init(policy.observe(state), policy_key), key, episode)
 
 
 def _act(policy: Policy, params: Params, state: RolloutState) -> tuple[RolloutState, Any, dict]:
-    """Plans if the plan is used up, and acts; the state's `info["age"]` counts steps."""
+    """Plans if the plan is used up, and acts."""
     plan_key, act_key, key = jax.random.split(state.key, 3)
-    seen, age = policy.observe(state.env), state.env.info["age"]
-    due = age % policy.period == 0
+    seen, info = policy.observe(state.env), state.env.info
+    due = info["age"] % policy.period == 0
 
     def plan(carry: Any) -> Any:
         new = policy.plan(params, carry, seen, plan_key)
-        return jax.tree.map(lambda n, o: jnp.where(due, n, o), new, carry)
+        return _pick(due, new, carry)
 
     carry = jax.lax.cond(batch_any(due), plan, lambda carry: carry, state.carry)
     action, carry, aux = policy.act(params, carry, seen, act_key)
-    env = state.env.replace(info={"age": age + 1})
+    env = state.env.replace(info={**info, "age": info["age"] + 1})
     return state.replace(env=env, carry=carry, key=key), action, aux
 
 
-def _absorb(
-    env: HostEnv,
+def _take_in(
+    kind: _Kind,
     policy: Policy,
     auto_reset: bool,
     state: RolloutState,
@@ -196,43 +232,60 @@ def _absorb(
     aux: dict,
     outcome: Outcome,
 ) -> tuple[RolloutState, Transition]:
-    """Takes in what a step of one simulation led to, and starts the next episode if it's over.
+    """What a step of one simulation led to, and the next episode if that's where it starts.
 
-    A simulation that was over before the step, or whose numbers aren't finite, isn't `live`.
+    An episode whose numbers aren't finite is truncated before them, as by `jaxrobo.env.NaNGuard`;
+    what the simulator then does until it starts the next is ignored.
     """
     old, live = state.env, state.env.done == 0
-    shown = jax.tree.leaves((outcome.obs, outcome.reward))
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in shown]))
-    pick = lambda where, a, b: jax.tree.map(lambda x, y: jnp.where(where, x, y), a, b)
-    latest = pick(finite, outcome.obs, old.obs)
     ends = outcome.terminated | outcome.truncated
-    last = latest
-    if env.autoreset == "same_step":
-        last = pick(ends, old.obs if outcome.final_obs is None else outcome.final_obs, latest)
-    metrics = {k: jnp.where(finite, v, 0.0) for k, v in outcome.metrics.items()}
+    latest = _pick(_finite(outcome.obs), outcome.obs, old.obs)
+    last = outcome.obs
+    if kind.same_step:
+        last = _pick(ends, old.obs if outcome.final_obs is None else outcome.final_obs, last)
+    good = _finite((last, outcome.reward, outcome.metrics))
+    nothing = lambda x: jnp.where(good, x, jnp.zeros_like(x))
     stepped = old.replace(
-        obs=last,
-        reward=jnp.where(finite, outcome.reward, 0.0),
-        done=ends.astype(old.done.dtype),
-        terminated=outcome.terminated,
-        truncated=outcome.truncated & ~outcome.terminated,
-        metrics={**metrics, "diverged": 1.0 - finite},
+        obs=_pick(good, last, old.obs),
+        reward=nothing(outcome.reward),
+        done=(ends | ~good).astype(old.done.dtype),
+        terminated=outcome.terminated & good,
+        truncated=outcome.truncated & ~outcome.terminated | ~good,
+        metrics={**jax.tree.map(nothing, outcome.metrics), "diverged": 1.0 - good},
     )
     new = state.replace(env=stepped, episode=add_to_episode(state.episode, stepped))
-    new = pick(live, new, state)
-    transition = Transition(
-        obs=old.obs,
+    new = _pick(live, new, state)
+    row = _transition(state, new, action, aux, live, jnp.where(live, stepped.reward, 0.0))
+    if not auto_reset:
+        return new, row
+    waits = jnp.zeros_like(ends) if kind.same_step else ends
+    begins = ends if kind.same_step else old.info["waits"]
+    new = _pick(begins, _fresh(kind, policy, latest, new.key), new)
+    # An episode may be over after a step that nobody has seen: the one that began it.
+    done = jnp.where(begins & waits, 1.0, new.env.done)
+    env = new.env.replace(done=done, info={**new.env.info, "waits": waits})
+    return new.replace(env=env), row
+
+
+def _transition(
+    old: RolloutState, new: RolloutState, action: Any, aux: dict, live: Any, reward: Any
+) -> Transition:
+    return Transition(
+        obs=old.env.obs,
         action=action,
-        reward=jnp.where(live, stepped.reward, 0.0),
+        reward=reward,
         next_obs=new.env.obs,
         terminated=new.env.terminated,
-        truncated=new.env.truncated | (live & ~finite),
-        live=live & finite,
+        truncated=new.env.truncated,
+        live=live,
         episode=new.episode,
         aux=aux,
     )
-    if not auto_reset:
-        return new, transition
-    # Where the simulator starts anew: in the step that ends an episode, or in the one after it.
-    begins = ends if env.autoreset == "same_step" else ~live
-    return pick(begins, _fresh(env, policy, latest, new.key), new), transition
+
+
+def _pick(where: jax.Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(where, x, y), a, b)
+
+
+def _finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -43,7 +43,8 @@ class Result:
         axis `[seeds]`.
       state: the last `TrainState`, likewise.
       evaluation: estimates on the test split, one dict a seed; empty if interrupted.
-      wall_seconds: duration without compilation, over all calls.
+      wall_seconds: duration without compilation (of which a `HostEnv` has no part of its own), over
+        all calls.
       compile_seconds: duration of compilations, over all calls.
     """
 
@@ -75,7 +76,8 @@ def run(
     """Trains, keeps the policy that does best on the validation split, and tests it once.
 
     Ctrl-C (or SIGTERM) finishes the iteration, saves and returns; a second one aborts. A run that
-    is resumed goes on bit for bit as if it had never stopped.
+    is resumed goes on bit for bit as if it had never stopped; with a `HostEnv`, all but its
+    simulations, which start anew.
 
     Args:
       trainer: the algorithm.

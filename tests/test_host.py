@@ -1,5 +1,8 @@
 """The loop on the host against what a simulator in numpy wrote down."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,17 +91,47 @@ def test_histories_dont_reach_into_the_episode_before():
     np.testing.assert_allclose(batch.action[..., 0][~first], before[~first])
 
 
-def test_numbers_that_arent_finite_arent_learned_from():
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+@pytest.mark.parametrize("where", ["obs", "reward", "final_obs", "metrics"])
+def test_an_episode_whose_numbers_arent_finite_is_cut_short(where, autoreset):
+    """In its third step; what the simulator does until it starts the next is ignored."""
+
+    class Broken(Walkers):
+        steps = 0
+
+        def advance(self, action):
+            outcome, self.steps = super().advance(action), self.steps + 1
+            if self.steps != (6 if where == "final_obs" else 3):
+                return outcome
+            bad = jax.tree.map(lambda x: x.at[1].set(jnp.nan), getattr(outcome, where))
+            return outcome._replace(**{where: bad})
+
+    env = Broken(autoreset=autoreset)
+    batch = play(env, RIGHT._replace(act=still), 20, calls=1)  # episodes of six steps
+    assert all(np.isfinite(x).all() for x in (batch.obs, batch.next_obs, batch.reward))
+    sound = autoreset == "next_step" and where == "final_obs"  # which nobody reads then
+    third = 5 if where == "final_obs" else 2
+    assert batch.truncated[third].tolist() == [third == 5, True, third == 5]
+    assert batch.live[: third + 1].all()
+    assert batch.episode["diverged"][third].tolist() == [0, not sound, 0]
+    if where != "final_obs":
+        assert not batch.live[third + 1 : 6, 1].any()
+    wait = autoreset == "next_step"
+    np.testing.assert_allclose(batch.obs[6 + wait, :, 1], 0)  # all start the next together
+    assert batch.live[6 + wait : 12 + wait].all()
+    assert not batch.episode["diverged"][6 + wait :].any()
+
+
+def test_a_number_that_isnt_finite_doesnt_spoil_the_training():
     class Broken(Walkers):
         def advance(self, action):
             outcome = super().advance(action)
-            return outcome._replace(obs=outcome.obs.at[1].set(jnp.nan))
+            return outcome._replace(final_obs=outcome.final_obs.at[1].set(jnp.nan))
 
-    batch = play(Broken(), NOISY, 5, calls=1)
-    assert np.isfinite(batch.next_obs).all()
-    assert batch.live.tolist() == [[True, False, True]] * 5
-    assert batch.truncated[:, 1].all()
-    assert batch.episode["diverged"][-1].tolist() == [0.0, 5.0, 0.0]
+    trainer = ppo.make(Broken(4), SMALL)
+    state, metrics = trainer.step(trainer.init(jax.random.key(0), ()), ())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert metrics["episode/diverged"] > 0
 
 
 def test_policies_that_read_the_physics_are_refused():
@@ -131,7 +164,7 @@ def test_episodes_that_dont_end_are_an_error():
     with pytest.raises(RuntimeError, match=r"3 of 3 episodes of Walkers didn't end within .* 2 st"):
         evaluate(env, NOISY._replace(act=still), 0.0, episodes=3)
     env.time_limit = None
-    with pytest.raises(ValueError, match="an episode needs an end"):
+    with pytest.raises(ValueError, match="an episode needs an end: give Walkers a time_limit"):
         evaluate(env, RIGHT, 0.0)
 
 
@@ -169,26 +202,83 @@ def test_a_residual_learns_on_top_of_a_base_that_acts_in_chunks():
 
 def test_a_run_goes_on_with_a_fresh_simulator(tmp_path):
     budget = dict(evaluate_every=64, evaluation_episodes=4, test_episodes=4)
-    training.run(ppo.make(Walkers(4), SMALL), tmp_path, steps=64, **budget)
-    env = Walkers(4)
-    result = training.run(ppo.make(env, SMALL), tmp_path, steps=192, resume=True, **budget)
-    assert (result.steps, result.interrupted) == (192, False)
-    assert np.isfinite(jax.tree.leaves(result.params)[0]).all()
-    policy, params = training.restore_policy(tmp_path, ppo.make(env, SMALL))
+    first = training.run(ppo.make(Walkers(4), SMALL), tmp_path, steps=64, **budget)
+    learned, seen = jax.device_get((first.state.params, first.state.observation_stats))
+    env, taken = Walkers(4), []
+    trainer = ppo.make(env, SMALL)
+
+    def collect(state, inputs):
+        taken.append(jax.device_get((state.params, state.observation_stats)))
+        return trainer.collect(state, inputs)
+
+    again = trainer._replace(collect=collect)
+    result = training.run(again, tmp_path, steps=192, resume=True, **budget)
+    assert (result.steps, result.interrupted, len(taken)) == (192, False, 2)
+    jax.tree.map(np.testing.assert_array_equal, taken[0], (learned, seen))
+    policy, params = training.restore_policy(tmp_path, trainer)
     assert set(evaluate(env, policy, params, episodes=4)) >= {"success", "reward", "length"}
 
 
-def test_an_evaluation_doesnt_leak_into_the_next_rollout():
+def evaluated(env, state):
+    evaluate(env, RIGHT, 0.0, episodes=3)
+    return state
+
+
+def interrupted(env, state):
+    env.advance = stop
+    with pytest.raises(KeyboardInterrupt):
+        host.rollout(env, NOISY, 0.3, state, 4)
+    del env.advance
+    return state
+
+
+def stop(action):
+    raise KeyboardInterrupt
+
+
+def gone_on(env, state):
+    host.rollout(env, NOISY, 0.3, jax.tree.map(jnp.copy, state), 4)
+    return state
+
+
+@pytest.mark.parametrize("use", [evaluated, interrupted, gone_on])
+def test_simulations_that_anything_else_has_moved_start_anew(use):
     env = Walkers()
     state = host.start(env, NOISY, jax.random.key(0))
     state, _ = host.rollout(env, NOISY, 0.3, state, 4)
-    evaluate(env, RIGHT, 0.0, episodes=3)
+    state = use(env, state)
     for history in env.history:
         history.clear()
-    _, batch = host.rollout(env, NOISY, 0.3, state, 4)
+    state, batch = host.rollout(env, NOISY, 0.3, state, 4)
+    assert_starts(env, batch)
+    begun = len(env.starts)
+    host.rollout(env, NOISY, 0.3, state, 4)
+    assert len(env.starts) == begun  # goes on
+
+
+def assert_starts(env, batch):
     for i, history in enumerate(env.history):
         np.testing.assert_allclose(batch.obs[:, i], [row[0] for row in history])
         assert batch.obs[0, i, 1] == 0  # a new episode
+
+
+def test_each_state_has_simulations_of_its_own():
+    env = Walkers()
+    first = host.start(env, NOISY, jax.random.key(0))
+    host.rollout(env, NOISY, 0.3, first, 4)
+    second = host.start(env, NOISY, jax.random.key(1))
+    for history in env.history:
+        history.clear()
+    assert_starts(env, host.rollout(env, NOISY, 0.3, second, 4)[1])
+
+
+def test_simulations_arent_kept():
+    env = Walkers()
+    host.rollout(env, NOISY, 0.3, host.start(env, NOISY, jax.random.key(0)), 2)
+    alive = weakref.ref(env)
+    del env
+    gc.collect()
+    assert alive() is None
 
 
 def test_several_seeds_and_other_numbers_of_simulations_are_refused(tmp_path):
@@ -207,5 +297,5 @@ def test_nothing_is_compiled_twice():
     state, _ = host.rollout(env, NOISY, 0.3, state, 8)
     state, _ = host.rollout(env, NOISY, 0.3, state, 8)
     programs = host._programs(env, NOISY, True)
-    used = programs.begin, programs.act, programs.go_on, programs.absorb, programs.stack
+    used = programs.begin, programs.act, programs.go_on, programs.absorb, programs.rows
     assert [program._cache_size() for program in used] == [1] * 5

@@ -81,6 +81,8 @@ def _to_jax(path: tuple, tensor: Any, copy: bool) -> jax.Array:
         )
     tensor = tensor.detach().resolve_conj().resolve_neg()
     given = tensor
+    if not jax.config.jax_enable_x64 and tensor.dtype == torch.uint64:
+        raise TypeError(f"{where} is uint64, which needs jax_enable_x64")
     if not jax.config.jax_enable_x64 and tensor.dtype in _NARROWED:
         _check_range(where, tensor)
         tensor = tensor.to(_NARROWED[tensor.dtype])

@@ -62,15 +62,17 @@ class VectorEnv(HostEnv):
           metric_names: see `HostEnv`.
 
         Raises:
-          ValueError: if what it shows hasn't the leading axis `num_envs`, or there's no such
-            number.
+          ValueError: if what it shows isn't an array, or a flat dict of arrays, with the leading
+            axis `num_envs`, or isn't on the device that JAX computes on.
         """
         self.inner = inner
         self.num_envs = num_envs
         self.autoreset = autoreset
         self.metric, self.metric_names, self.time_limit = metric, metric_names, time_limit
         self._action_size, self._start, self._step = action_size, start, step
-        self._spec = _spec_of(start(0), num_envs)
+        first = start(0)
+        self._spec = _spec_of(first, num_envs)
+        _check_device(type(inner).__name__, first)
 
     @property
     def action_size(self) -> int:
@@ -101,7 +103,7 @@ def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -
 
     Args:
       env: the simulations.
-      time_limit: control steps after which every episode is over; `env.max_episode_length` if None.
+      time_limit: control steps after which every episode is over; the task's own if None.
       copy: whether observations and rewards are copied; the simulator writes them anew in every
         step.
     """
@@ -124,13 +126,19 @@ def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -
         terminated, truncated = to_jax((done & ~cut, cut), copy=False)
         return Outcome(obs, reward, terminated, truncated, {})
 
-    action_size = env.num_acts if hasattr(env, "num_acts") else env.action_space.shape[-1]
-    limit = time_limit or getattr(env, "max_episode_length", None)
-    return VectorEnv(env, env.num_envs, action_size, start, step, "next_step", _whole(limit))
+    task = getattr(env, "_task", env)  # of OmniIsaacGymEnvs, behind its VecEnvRLGames
+    limits = (getattr(task, name, None) for name in ("max_episode_length", "_max_episode_length"))
+    limit = _whole(time_limit or next((x for x in limits if x is not None), None))
+    action_size = math.prod(env.action_space.shape)
+    return VectorEnv(env, env.num_envs, action_size, start, step, "next_step", limit)
 
 
 def from_isaac_lab(
-    env: Any, group: str = "policy", time_limit: int | None = None, copy: bool = True
+    env: Any,
+    group: str = "policy",
+    action_scale: float = 1.0,
+    time_limit: int | None = None,
+    copy: bool = True,
 ) -> VectorEnv:
     """A `ManagerBasedRLEnv` or `DirectRLEnv` of Isaac Lab.
 
@@ -141,6 +149,7 @@ def from_isaac_lab(
     Args:
       env: the simulations.
       group: the observations that are read; a group may be a dict.
+      action_scale: what an action of 1 is there, where actions have no bounds; none is larger.
       time_limit: control steps after which every episode is over; `env.max_episode_length` if None.
       copy: whether observations and rewards are copied; the simulator may write them anew.
 
@@ -160,7 +169,8 @@ def from_isaac_lab(
         return read(env.reset(seed=seed)[0])
 
     def step(action: jax.Array) -> Outcome:
-        observations, reward, terminated, cut, _ = env.step(to_torch(action, copy=True))
+        scaled = to_torch(action, copy=True) * action_scale
+        observations, reward, terminated, cut, _ = env.step(scaled)
         flags = to_jax((terminated.bool(), cut.bool()))
         return Outcome(read(observations), to_jax(reward, copy), *flags, {})
 
@@ -183,12 +193,19 @@ def from_maniskill(env: Any, time_limit: int | None = None, copy: bool = False) 
         so that there is no need.
 
     Raises:
-      ValueError: if the simulations don't start anew by themselves, or don't tell of success.
+      ValueError: if the simulations don't start anew by themselves, don't tell of success, or have
+        actions beyond [-1, 1], as some of the control modes have.
     """
     from jaxrobo.bridge.dlpack import to_jax, to_torch
 
     if not getattr(env, "auto_reset", False):
         raise ValueError("episodes must start anew by themselves: wrap it in ManiSkillVectorEnv")
+    low, high = _bounds(env.unwrapped.single_action_space)
+    if np.any(low != -1) or np.any(high != 1):
+        raise ValueError(
+            f"actions are in {low.round(2)} .. {high.round(2)}, expected [-1, 1]: choose another "
+            "control_mode, as pd_joint_delta_pos"
+        )
     succeeded = None
 
     def start(seed: int) -> Observation:
@@ -213,16 +230,17 @@ def from_maniskill(env: Any, time_limit: int | None = None, copy: bool = False) 
         return outcome._replace(final_obs=outcome.obs if final is None else final)
 
     limit = time_limit or _limit_within(env._env)
-    action_size = math.prod(env.unwrapped.single_action_space.shape)
     metric = Metric("success", beside=("length_of_success",))
     options = dict(metric=metric, metric_names=("success",))
-    return VectorEnv(env, env.num_envs, action_size, start, step, "same_step", limit, **options)
+    return VectorEnv(env, env.num_envs, len(low), start, step, "same_step", limit, **options)
 
 
 def from_gymnasium(env: Any, time_limit: int | None = None, metric: Metric = _RETURN) -> VectorEnv:
     """A `gymnasium.vector.VectorEnv` with boxes as observations and actions.
 
-    Actions are mapped from [-1, 1] to the box of actions.
+    Actions are mapped from [-1, 1] to the box of actions. Ctrl-C reaches the processes of an
+    `AsyncVectorEnv` too: let them ignore it (`signal.signal(signal.SIGINT, signal.SIG_IGN)` in the
+    function that makes an environment), or a run can't be stopped cleanly.
 
     Args:
       env: the simulations, with `AutoresetMode.SAME_STEP` or `NEXT_STEP`.
@@ -238,28 +256,32 @@ def from_gymnasium(env: Any, time_limit: int | None = None, metric: Metric = _RE
     if name not in ("SAME_STEP", "NEXT_STEP"):
         raise ValueError(f"autoreset_mode must be SAME_STEP or NEXT_STEP, got {name}")
     low, high = _bounds(env.single_action_space)
-    middle, half = (high + low) / 2, (high - low) / 2
+    middle, half = high / 2 + low / 2, high / 2 - low / 2
     shape = env.single_action_space.shape
     names = () if metric.name == "reward" else (metric.name,)
-    achieved = np.zeros(env.num_envs, bool)
+    achieved, waits = np.zeros((2, env.num_envs), bool)
 
     def start(seed: int) -> Observation:
-        achieved[:] = False
+        achieved[:], waits[:] = False, False
         return _put(env.reset(seed=seed)[0])
 
     def step(action: jax.Array) -> Outcome:
         action = np.asarray(action) * half + middle
         obs, reward, terminated, cut, info = env.step(action.reshape(-1, *shape))
-        over, metrics = terminated | cut, {}
+        over, metrics = np.asarray(terminated | cut, bool), {}
         for key in names:
-            metrics[key] = _value(key, info, over if name == "SAME_STEP" else over & False)
+            values = _values(key, info, over if name == "SAME_STEP" else over & False)
+            values = np.where(waits, 0.0, values)  # of the step that only starts an episode
             if metric.kind == "rate":
-                new = (metrics[key] > 0) & ~achieved
+                new = (values > 0) & ~achieved
                 achieved[:] = (achieved | new) & ~over
-                metrics[key] = new
-        flags = np.asarray(terminated, bool), np.asarray(cut, bool)
-        numbers = jax.tree.map(lambda x: jnp.array(x, jnp.float32), (reward, metrics))
-        outcome = Outcome(_put(obs), numbers[0], *_put(flags), numbers[1])
+                values = new
+            metrics[key] = values
+        if name == "NEXT_STEP":
+            waits[:] = over
+        flags = jnp.array(terminated, bool), jnp.array(cut, bool)
+        reward, metrics = jax.tree.map(lambda x: jnp.array(x, jnp.float32), (reward, metrics))
+        outcome = Outcome(_put(obs), reward, *flags, metrics)
         if name == "NEXT_STEP" or not over.any():
             return outcome._replace(final_obs=outcome.obs)
         return outcome._replace(final_obs=_put(_final(obs, info["final_obs"], over)))
@@ -273,7 +295,12 @@ def from_gymnasium(env: Any, time_limit: int | None = None, metric: Metric = _RE
 def _spec_of(obs: Observation, num_envs: int) -> Spec | dict[str, Spec]:
     """What one of the simulations shows. Raises ValueError if there isn't one of each."""
 
-    def one(x: jax.Array) -> Spec:
+    def one(x: Any) -> Spec:
+        if not isinstance(x, jax.Array):
+            raise ValueError(
+                f"observations must be an array or a flat dict of arrays, got a {type(x).__name__} "
+                "in it"
+            )
         if x.ndim < 2 or x.shape[0] != num_envs:
             raise ValueError(
                 f"{num_envs} simulations show an array {x.shape}, expected [{num_envs}, ...]"
@@ -281,6 +308,16 @@ def _spec_of(obs: Observation, num_envs: int) -> Spec | dict[str, Spec]:
         return Spec(x.shape[1:], x.dtype)
 
     return {k: one(v) for k, v in obs.items()} if isinstance(obs, dict) else one(obs)
+
+
+def _check_device(name: str, obs: Observation) -> None:
+    """Raises ValueError if JAX would follow the simulator to another device than its own."""
+    found = {d.platform for x in jax.tree.leaves(obs) for d in x.devices()}
+    if found != {jax.default_backend()}:
+        raise ValueError(
+            f"{name} simulates on {', '.join(found)}, JAX computes on {jax.default_backend()}: "
+            "simulate there, or set JAX_PLATFORMS=cpu"
+        )
 
 
 def _whole(limit: Any) -> int | None:
@@ -299,7 +336,7 @@ def _limit_within(env: Any) -> int | None:
 
 def _put(tree: Any) -> Any:
     """Numpy arrays on JAX's device; a copy, since their owner may write to them again."""
-    return jax.tree.map(jnp.array, tree)
+    return {k: _put(v) for k, v in tree.items()} if isinstance(tree, Mapping) else jnp.array(tree)
 
 
 def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -310,18 +347,29 @@ def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
     return low.reshape(-1), high.reshape(-1)
 
 
-def _value(name: str, info: Mapping[str, Any], over: np.ndarray) -> np.ndarray:
-    """A number for each simulation, from `info`, or from `info["final_info"]` where it's over."""
-    value = np.asarray(info[name], np.float32) if name in info else np.zeros(over.shape, np.float32)
+def _values(name: str, info: Mapping[str, Any], over: np.ndarray) -> np.ndarray:
+    """A number for each simulation, from `info`, or from `info["final_info"]` where it's over.
+
+    Raises:
+      ValueError: if neither has it.
+    """
     final = info.get("final_info", {})
     if over.any() and name in final:
-        value = np.where(over, np.asarray(final[name], np.float32), value)
-    return value
+        live = np.asarray(info.get(name, np.zeros(over.shape)), np.float32)
+        return np.where(over, np.asarray(final[name], np.float32), live)
+    if name in info:
+        return np.asarray(info[name], np.float32)
+    there = sorted(key for key in {*info, *final} if not key.startswith(("_", "final")))
+    if there:
+        raise ValueError(f"info has no {name!r}; there are: {', '.join(there)}")
+    return np.zeros(over.shape, np.float32)  # all have just started
 
 
 def _final(obs: Any, final: np.ndarray, over: np.ndarray) -> Any:
     """What is shown after a step, before any reset: from gymnasium's array of objects."""
-    whole = jax.tree.map(np.array, obs)
+    if isinstance(obs, Mapping):
+        return {k: _final(v, [f and f[k] for f in final], over) for k, v in obs.items()}
+    whole = np.array(obs)
     for i in np.flatnonzero(over):
-        jax.tree.map(lambda a, b, i=i: a.__setitem__(i, b), whole, final[i])
+        whole[i] = final[i]
     return whole

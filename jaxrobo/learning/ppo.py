@@ -1,6 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017, clipped objective) with a Gaussian policy."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -208,7 +209,7 @@ def make(env: Env, config: Config | None = None) -> Trainer:
     agent = Agent(
         network,
         size=observation_size(env.observation_spec),
-        act=lambda deterministic: gaussian(apply, deterministic),
+        act=functools.cache(lambda deterministic: gaussian(apply, deterministic)),
         read=read,
     )
     return train(env, config, agent)

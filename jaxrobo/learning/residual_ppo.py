@@ -6,6 +6,7 @@ base's action at every step, and what it adds is small, and zero at first.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -123,6 +124,7 @@ def make(env: Env, base: Base, config: Config | None = None) -> Trainer:
             "scale": config.scale * jnp.asarray(inputs.normaliser.scale["action"]),
         }
 
+    @functools.cache
     def act(deterministic: bool) -> Policy:
         return residual(base.policy, gaussian(apply, deterministic))
 

@@ -187,6 +187,7 @@ def test_what_shares_memory_shows_what_is_written():
         (to_torch, {"key": jax.random.key(0)}, TypeError, r"\['key'\] is a PRNG key"),
         (to_torch, jnp.ones(2, jnp.int4), TypeError, "the tree, int4, can't become a tensor"),
         (to_jax, torch.ones(2, device="meta"), ValueError, "is on meta, but JAX runs on cpu"),
+        (to_jax, torch.ones(1).to(torch.uint64), TypeError, "is uint64, which needs jax_enable_x6"),
         (to_jax, torch.eye(2).to_sparse(), TypeError, "is sparse, expected a dense tensor"),
     ],
 )

@@ -28,7 +28,8 @@ NOISY = gaussian(lambda params, obs: (params * np.ones(1), np.zeros(1)))
 class VecTask:
     """As `isaacgymenvs.tasks.base.vec_task`: physics, then resets, then what is shown; in place."""
 
-    num_envs, num_acts, max_episode_length = 3, 1, LIMIT
+    num_envs, max_episode_length = 3, LIMIT
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
     def __init__(self):
         self.walks = Walks(3)
@@ -58,9 +59,13 @@ class VecTask:
 
 
 class OmniTask(VecTask):
-    """As `VecEnvRLGames` of OmniIsaacGymEnvs: resets, then physics; `reset` steps with zeros."""
+    """As `VecEnvRLGames` of OmniIsaacGymEnvs: resets, then physics; `reset` steps with zeros.
 
-    zero_actions = property()  # not there
+    Nobody tells which episodes were cut short; the task knows how long one lasts.
+    """
+
+    zero_actions = max_episode_length = property()  # not there
+    _task = SimpleNamespace(_max_episode_length=LIMIT)
 
     def reset(self):
         self.reset_buf[:] = 1
@@ -70,8 +75,7 @@ class OmniTask(VecTask):
         self.walks.reset(self.reset_buf.numpy() > 0)
         reward, terminated, cut, _ = self.walks.step(actions.numpy())
         self._show(reward, terminated | cut, cut)
-        extras = {"time_outs": self.time_out}
-        return {"obs": self.obs_buf, "states": self.obs_buf}, self.rew_buf, self.reset_buf, extras
+        return {"obs": self.obs_buf, "states": self.obs_buf}, self.rew_buf, self.reset_buf, {}
 
 
 class Lab:
@@ -106,6 +110,7 @@ class ManiSkill(Lab):
     """As `mani_skill.vector.wrappers.gymnasium.ManiSkillVectorEnv`."""
 
     auto_reset = True
+    single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
     _env = SimpleNamespace(env=SimpleNamespace(_max_episode_steps=LIMIT))
 
     def reset(self, seed=None):
@@ -200,8 +205,8 @@ def test_live_transitions_are_what_happened(name):
         parts.append(jax.device_get(part))
     batch = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     history = inner.walks.history
-    if name == "omni":  # the first step, in which it starts, isn't among the transitions
-        history = [rows[1:] for rows in history]
+    if name == "omni":  # which doesn't tell what was cut short
+        history = [[(*row[:4], row[4] or row[5], False) for row in rows] for rows in history]
     assert_live_rows_are(
         history, batch, tells_final=name != "isaac lab", first_steps=name != "omni"
     )
@@ -238,16 +243,34 @@ def test_isaac_lab_is_seeded_and_shows_the_group_that_is_asked_for():
 
 
 @needs_torch
-def test_without_time_outs_every_end_is_terminal():
-    class Old(VecTask):
-        def step(self, actions):
-            return *super().step(actions)[:3], {}
+def test_actions_of_isaac_lab_are_as_large_as_they_are_said_to_be():
+    inner = Lab()
+    env = vector.from_isaac_lab(inner, action_scale=0.5)
+    env.start(0)
+    env.advance(np.array([[1.0], [-2.0], [0.1]]))
+    moved = [rows[-1][1] for rows in inner.walks.history]
+    np.testing.assert_allclose(moved, [0.5, -0.5, 0.05], atol=1e-6)
 
-    env = vector.from_isaac_gym(Old())
+
+@needs_torch
+def test_an_episode_that_is_over_after_a_step_that_nobody_saw():
+    """Of OmniIsaacGymEnvs: no row goes from one episode to another."""
+
+    class Short(OmniTask):
+        def step(self, actions):
+            observations, reward, done, extras = super().step(actions)
+            done[0] |= int(self.walks.state[0, 1] == 1 and len(self.walks.history[0]) == 5)
+            return observations, reward, done, extras
+
+    inner = Short()
+    env = vector.from_isaac_gym(inner)
     state = host.start(env, NOISY, jax.random.key(1))
-    _, batch = host.rollout(env, NOISY, 0.0, state, 20)
-    assert batch.terminated.any()
-    assert not batch.truncated.any()
+    _, batch = host.rollout(env, NOISY, 0.0, state, 30)
+    step, live = batch.obs[:, 0, 1], batch.live[:, 0]
+    ends = np.asarray(batch.terminated[:, 0])
+    for t in np.flatnonzero(live):
+        assert ends[t] or batch.next_obs[t, 0, 1] == step[t] + 1
+    assert (~live).sum() >= 3
 
 
 @needs_torch
@@ -269,6 +292,47 @@ def test_actions_of_gymnasium_fill_their_box():
     np.testing.assert_allclose(moved, [1, -1, 1], atol=1e-6)
 
 
+class Dictionary(One):
+    """The same walk, whose observation is a dict, and whose resets tell of a success."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"place": gymnasium.spaces.Box(-9, 9, (1,)), "step": gymnasium.spaces.Box(0, 9, (1,))}
+    )
+
+    def _split(self, obs):
+        return {"place": obs[:1], "step": obs[1:]}
+
+    def reset(self, **options):
+        obs, _ = super().reset(**options)
+        return self._split(obs), {"success": True}  # of the reset: no success of any episode
+
+    def step(self, action):
+        obs, reward, terminated, cut, info = super().step(action)
+        return self._split(obs), reward, terminated, cut, info
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_observations_that_are_dicts(mode):
+    inner = SyncVectorEnv([Dictionary] * 3, autoreset_mode=mode)
+    env = vector.from_gymnasium(inner, LIMIT, Metric("success"))
+    assert {k: v.shape for k, v in env.observation_spec.items()} == {"place": (1,), "step": (1,)}
+    state = host.start(env, NOISY, jax.random.key(1))
+    _, batch = host.rollout(env, NOISY, 1.0, state, 20)
+    done = batch.live & (batch.terminated | batch.truncated)
+    assert done.sum() > 5
+    live = batch.live
+    np.testing.assert_allclose(batch.next_obs["step"][live], batch.obs["step"][live] + 1)
+    success = batch.next_obs["place"][..., 0][done] > 1
+    np.testing.assert_array_equal(batch.episode["success"][done], success)
+
+
+def test_a_metric_that_nobody_tells_is_an_error():
+    _, env = from_many(AutoresetMode.NEXT_STEP, metric=Metric("is_success"))
+    env.start(0)
+    with pytest.raises(ValueError, match="info has no 'is_success'; there are: success"):
+        env.advance(np.zeros((3, 1)))
+
+
 def test_what_isnt_understood_is_refused():
     disabled = SyncVectorEnv([One], autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(ValueError, match="must be SAME_STEP or NEXT_STEP, got DISABLED"):
@@ -277,9 +341,17 @@ def test_what_isnt_understood_is_refused():
     with pytest.raises(ValueError, match="actions must be in a bounded box, got Discrete"):
         vector.from_gymnasium(pole)
     with pytest.raises(ValueError, match=r"expected \[4, \.\.\.\]"):
-        vector._spec_of(np.zeros((3, 2)), 4)
+        vector._spec_of(jax.numpy.zeros((3, 2)), 4)
     if torch is not None:
         inner = ManiSkill()
         inner.auto_reset = False
         with pytest.raises(ValueError, match="wrap it in ManiSkillVectorEnv"):
             vector.from_maniskill(inner)
+        inner.auto_reset, inner.single_action_space = True, Lab.single_action_space
+        with pytest.raises(ValueError, match="actions must be in a bounded box"):
+            vector.from_maniskill(inner)
+        inner.single_action_space = gymnasium.spaces.Box(-2.0, 1.0, (1,))
+        with pytest.raises(ValueError, match=r"actions are in \[-2.\] .* pd_joint_delta_pos"):
+            vector.from_maniskill(inner)
+    with pytest.raises(ValueError, match="a flat dict of arrays, got a dict in it"):
+        vector._spec_of({"agent": {"qpos": jax.numpy.zeros((3, 2))}}, 3)
