@@ -1,5 +1,7 @@
 """Our environments under brax: the same steps, new episodes, and its PPO learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,18 @@ from brax.training.agents.ppo import networks as ppo_networks
 import envs
 from jaxrobo.bridge.brax import BraxEnv, _replicate, train, wrap
 from jaxrobo.env import TimeLimit
+from jaxrobo.evaluation import evaluate
+from jaxrobo.policy import Policy, constant, uniform
+from jaxrobo.rollout import rollout, start
 from tests.learning.diagnostic_envs import Corridor, Counting, Endless, Walk, endless
+from tests.physics.quick import QUICK
 from tests.tiny import Draw
 
 KEY = jax.random.key(0)
+
+
+def quick(f):
+    return jax.jit(f, compiler_options=QUICK)
 
 
 def actions(steps, *shape):
@@ -78,6 +88,51 @@ def test_a_batch_is_each_simulation_alone_with_new_episodes(time_limit):
     assert kinds == {(False, False), (True, False), (True, True)}
 
 
+def test_peg_hole_is_paid_as_in_a_rollout_of_ours():
+    """An expert's success ends its episode; the time ends that of one who acts at random."""
+    options = dict(terminate_on_success=True, episode_steps=120)
+    env = envs.make("PegHole", engine="native", threads=1, **options)
+    keys = jax.random.split(KEY, 2)
+    batch = wrap(BraxEnv(env), episode_length=env.time_limit)
+    state, step = quick(batch.reset)(keys), quick(batch.step)
+    runs = [
+        own_rollout(env, policy, jax.random.split(key)[1])
+        for policy, key in zip((env.expert(), uniform(10)), keys, strict=True)
+    ]
+    action, ours = jax.tree.map(lambda *x: np.stack(x, 1), *runs)
+    seen = []
+    for t in range(env.time_limit):
+        state = step(state, np.clip(action[t], -1, 1))
+        row = {"reward": state.reward, "done": state.done, "truncation": state.info["truncation"]}
+        seen.append(row | {k: state.metrics[k] for k in ("success", "diverged")})
+    seen = jax.tree.map(lambda *x: np.stack(x), *seen)
+    live = ours.pop("live")
+    for name, value in ours.items():
+        np.testing.assert_allclose(seen[name][live], value[live], err_msg=name)
+    length = live.sum(0)
+    last = lambda name: [seen[name][n - 1, i] for i, n in enumerate(length)]
+    assert length[0] < length[1] == env.time_limit
+    assert (last("reward"), last("done"), last("truncation")) == ([1, 0], [1, 1], [0, 1])
+
+
+def own_rollout(env, policy, key):
+    """Actions, and what came of them, of one episode that starts from `key`."""
+
+    @quick
+    def run(key):
+        begin = start(env, policy, key)
+        state = env.reset(key)
+        begin = begin.replace(env=state, carry=policy.init(policy.observe(state), key))
+        return rollout(env, policy, (), begin, env.time_limit, auto_reset=False)[1]
+
+    t = run(key)
+    done = t.terminated | t.truncated
+    per_step = lambda x: np.diff(np.asarray(x), prepend=0)
+    metrics = {k: per_step(t.episode[k]) for k in ("success", "diverged")}
+    seen = {"reward": t.reward, "done": done, "truncation": t.truncated, "live": t.live}
+    return t.action, seen | metrics
+
+
 def test_resets_are_computed_only_when_an_episode_ends():
     env = Counting()
     batch = wrap(BraxEnv(TimeLimit(env, 3)), episode_length=100)
@@ -115,9 +170,10 @@ def test_brax_evaluates_one_episode_of_each():
     np.testing.assert_array_equal(result.active_episodes, [0, 0, 0])
 
 
-def small_networks(*args, **kwargs):
-    sizes = {"policy_hidden_layer_sizes": (8,), "value_hidden_layer_sizes": (8,)}
-    return ppo_networks.make_ppo_networks(*args, **sizes, **kwargs)
+def networks(size):
+    """A factory of brax's networks, of one hidden layer for the policy and one for the value."""
+    sizes = {"policy_hidden_layer_sizes": (size,), "value_hidden_layer_sizes": (size,)}
+    return functools.partial(ppo_networks.make_ppo_networks, **sizes)
 
 
 def test_brax_ppo_learns():
@@ -132,13 +188,45 @@ def test_brax_ppo_learns():
         num_minibatches=4,
         num_updates_per_batch=4,
         learning_rate=0.01,
-        network_factory=small_networks,
+        network_factory=networks(8),
         run_evals=False,
     )
     policy = make_policy(params, deterministic=True)
     action, _ = policy(jnp.linspace(0.0, 1.0, 11)[:, None], KEY)
     assert jnp.all(action > 0.8)
     assert not hasattr(jax, "device_put_replicated")
+
+
+def test_brax_ppo_learns_to_reach():
+    """Some seconds of training bring the Dofbot's hand nearer to its goals, and to some of them."""
+    env = envs.make("DofbotReacher", engine="native", episode_steps=150)
+    make_policy, params, _ = train(
+        env,
+        131_072,
+        num_envs=128,
+        unroll_length=16,
+        batch_size=32,
+        num_minibatches=4,
+        num_updates_per_batch=8,
+        discounting=0.95,
+        learning_rate=1e-3,
+        reward_scaling=0.1,
+        max_grad_norm=1.0,
+        normalize_observations=True,
+        network_factory=networks(64),
+        run_evals=False,
+    )
+
+    def act(params, carry, observation, key):
+        return make_policy(params, deterministic=True)(observation, key)[0], carry, {}
+
+    trained = evaluate(env, Policy(act), params, episodes=64)
+    resting = evaluate(env, constant(jnp.zeros(5)), (), episodes=64)
+    random = evaluate(env, uniform(5), (), episodes=64)
+    assert trained["goals"].low > 0.2
+    assert max(resting["goals"].high, random["goals"].high) < 0.1
+    # Minus the distance, and what goals pay.
+    assert trained["reward"].low > 0.75 * max(resting["reward"].high, random["reward"].high)
 
 
 def test_jax_is_left_as_it_was_after_an_error():
