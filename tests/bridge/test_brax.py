@@ -222,11 +222,9 @@ def test_brax_ppo_learns_to_reach():
 
     trained = evaluate(env, Policy(act), params, episodes=64)
     resting = evaluate(env, constant(jnp.zeros(5)), (), episodes=64)
-    random = evaluate(env, uniform(5), (), episodes=64)
-    assert trained["goals"].low > 0.2
-    assert max(resting["goals"].high, random["goals"].high) < 0.1
+    assert trained["goals"].low > 0.2 > 2 * resting["goals"].high
     # Minus the distance, and what goals pay.
-    assert trained["reward"].low > 0.75 * max(resting["reward"].high, random["reward"].high)
+    assert trained["reward"].low > 0.75 * resting["reward"].high
 
 
 def test_jax_is_left_as_it_was_after_an_error():
