@@ -41,7 +41,7 @@ def train(env: Env, num_timesteps: int, **options: Any) -> tuple[Callable, Any, 
     options = {"episode_length": env.time_limit, "wrap_env_fn": wrap} | options
     if options["episode_length"] is None:
         raise ValueError("brax's episodes need an end: give episode_length, or a TimeLimit")
-    with _device_put_replicated():
+    with device_put_replicated():
         return brax_ppo.train(BraxEnv(env), num_timesteps, **options)
 
 
@@ -181,8 +181,8 @@ def _gains(state: State) -> dict[str, jax.Array]:
 
 
 @contextlib.contextmanager
-def _device_put_replicated() -> Iterator[None]:
-    """Gives jax its removed function back for a while."""
+def device_put_replicated() -> Iterator[None]:
+    """Gives jax its removed function back for a while: brax's trainers call it."""
     jax.device_put_replicated = _replicate
     try:
         yield

@@ -213,7 +213,7 @@ def _wider(path: tuple, a: Any, b: Any) -> jax.ShapeDtypeStruct:
     if a.shape != getattr(b, "shape", None):
         raise ValueError(f"{jax.tree_util.keystr(path)} is {a} and {b}")
     # PRNG keys have a dtype that can't be promoted.
-    dtype = a.dtype if a.dtype == b.dtype else jnp.promote_types(a.dtype, b.dtype)
+    dtype = a.dtype if a.dtype == b.dtype else jnp.result_type(a.dtype, b.dtype)
     return jax.ShapeDtypeStruct(a.shape, dtype)
 
 
