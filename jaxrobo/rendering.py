@@ -155,14 +155,14 @@ def record(
     steps = env.time_limit if steps is None else steps
     if steps is None:
         raise ValueError("a film needs an end: give steps, or wrap the environment in TimeLimit")
-    policy = watched(policy, _look)
+    policy = watched(policy, look)
     whole = math.ceil(steps / policy.period) * policy.period
 
     def run(params: Params, key: jax.Array) -> Trajectory:
         end, transitions = rollout(
             env, policy, params, start(env, policy, key), whole, auto_reset=False
         )
-        last = jax.tree.map(lambda x: x[None], _look(end.env))
+        last = jax.tree.map(lambda x: x[None], look(end.env))
         seen = jax.tree.map(lambda *x: jnp.concatenate(x), transitions.aux["seen"], last)
         return seen.replace(model=jax.tree.map(lambda x: x[0], seen.model))
 
@@ -217,8 +217,8 @@ def render(
     episodes, frames = trajectory.qpos.shape[:2]
     columns = _columns(episodes)
     rows = math.ceil(episodes / columns)
-    models = [_own_model(mj_model, trajectory.model, i) for i in range(episodes)]
-    view = _camera(mj_model, camera)
+    models = [own_model(mj_model, trajectory.model, i) for i in range(episodes)]
+    view = viewpoint(mj_model, camera)
     data = mujoco.MjData(models[0])
     with canvas(models[0], columns * width, rows * height) as picture:
         for t in range(frames):
@@ -232,7 +232,7 @@ def render(
             yield picture.read()
 
 
-def _look(state: State) -> Trajectory:
+def look(state: State) -> Trajectory:
     """What can be seen of one state: a `Trajectory` without its leading axes."""
     data = state.data
     return Trajectory(data.qpos, data.mocap_pos, data.mocap_quat, data.model, state.done == 0)
@@ -248,7 +248,7 @@ def _columns(episodes: int) -> int:
     return math.ceil(math.sqrt(episodes))
 
 
-def _own_model(
+def own_model(
     mj_model: mujoco.MjModel, fields: dict[str, np.ndarray], episode: int
 ) -> mujoco.MjModel:
     """A copy with an episode's own fields, that computes nothing but poses and is cheap to draw."""
@@ -264,7 +264,12 @@ def _own_model(
     return model
 
 
-def _camera(mj_model: mujoco.MjModel, name: str | None) -> mujoco.MjvCamera:
+def viewpoint(mj_model: mujoco.MjModel, name: str | None) -> mujoco.MjvCamera:
+    """The camera of that name; the model's first if None, or MuJoCo's own if it has none.
+
+    Raises:
+      ValueError: if there's no such camera.
+    """
     names = [mj_model.camera(i).name for i in range(mj_model.ncam)]
     if name is not None and name not in names:
         raise ValueError(f"unknown camera {name!r}; the model has {names}")

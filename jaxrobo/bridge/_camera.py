@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobo._opengl import canvas, choose_backend
 from jaxrobo.env import Env, State
-from jaxrobo.rendering import _camera, _look, _own_model
+from jaxrobo.rendering import look, own_model, viewpoint
 
 _SIZE = 640, 480
 
@@ -47,7 +47,7 @@ class Camera:
             raise ValueError(f"{name} can't be drawn: it has no MuJoCo model")
         choose_backend()
         self._model = env.visual_model
-        self._view = _camera(self._model, None)
+        self._view = viewpoint(self._model, None)
 
     def take(self, states: State | None) -> tuple[np.ndarray, ...]:
         """A picture of each of `[n]` states: `[480, 640, 3]`, uint8.
@@ -60,8 +60,8 @@ class Camera:
             raise RuntimeError("render needs render_mode='rgb_array' where the environment is made")
         if states is None:
             raise RuntimeError("call reset before render")
-        seen = jax.device_get(jax.vmap(_look)(states))
-        models = [_own_model(self._model, seen.model, i) for i in range(len(seen.qpos))]
+        seen = jax.device_get(jax.vmap(look)(states))
+        models = [own_model(self._model, seen.model, i) for i in range(len(seen.qpos))]
         if self._canvas is None:
             self._canvas = self._opened.enter_context(canvas(models[0], *_SIZE))
             atexit.register(self._opened.close)  # before OpenGL, which has registered itself by now
