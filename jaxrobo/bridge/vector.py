@@ -26,8 +26,6 @@ __all__ = ["VectorEnv", "from_gymnasium", "from_isaac_gym", "from_isaac_lab", "f
 
 _RETURN = Metric("reward", kind="count")
 
-Read = Callable[[tuple], Outcome]
-
 
 class VectorEnv(HostEnv):
     """Simulations of another library. Made by this module's functions.
