@@ -1,5 +1,6 @@
 """The loop on the host against what a simulator in numpy wrote down."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -289,6 +290,8 @@ def test_several_seeds_and_other_numbers_of_simulations_are_refused(tmp_path):
         training.run(trainer, tmp_path, steps=64, evaluate_every=64, seeds=2)
     with pytest.raises(ValueError, match="num_envs is 4, but Walkers has 3 simulations"):
         simulations.start(Walkers(3), NOISY, jax.random.key(0), 4)
+    with pytest.raises(ValueError, match="Walkers ends its episodes itself"):
+        ppo.make(Walkers(4), dataclasses.replace(SMALL, training_episode_steps=5))
 
 
 def test_nothing_is_compiled_twice():

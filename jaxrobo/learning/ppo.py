@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from jaxrobo import distributions, simulations
-from jaxrobo.env import Env, HostEnv
+from jaxrobo.env import Env, HostEnv, TimeLimit
 from jaxrobo.learning.gae import generalised_advantages
 from jaxrobo.learning.normaliser import (
     RunningStats,
@@ -40,6 +40,9 @@ class Config:
       whole_episodes: whether an iteration resets all simulations and plays each to its end, if it
         comes within the horizon; what follows isn't learned from. If not, simulations go on from
         one iteration to the next.
+      training_episode_steps: control steps after which an episode of training is cut short, so that
+        simulations don't spend their time where the policy is stuck; the environment's own if None.
+        Evaluations aren't cut short.
       epochs: passes over the samples of an iteration.
       minibatches: gradient steps of a pass; they divide `num_envs * horizon`.
       discount: gamma.
@@ -77,6 +80,7 @@ class Config:
     num_envs: int = 2048
     horizon: int = 32
     whole_episodes: bool = False
+    training_episode_steps: int | None = None
     epochs: int = 5
     minibatches: int = 4
     discount: float = 0.99
@@ -109,6 +113,10 @@ class Config:
         for name in ("num_envs", "horizon", "epochs", "minibatches", "learning_rate", "kl_stop"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.training_episode_steps is not None and not self.training_episode_steps > 0:
+            raise ValueError(
+                f"training_episode_steps must be positive, got {self.training_episode_steps}"
+            )
         if self.critic_learning_rate is not None and self.shared_trunk:
             raise ValueError("critic_learning_rate needs a critic of its own: shared_trunk=False")
         if self.steps_per_iteration % self.minibatches:
@@ -247,10 +255,15 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
       inputs: see `Trainer`.
 
     Raises:
-      ValueError: if the horizon isn't a multiple of the policy's period.
+      ValueError: if the horizon isn't a multiple of the policy's period, or a simulator outside JAX
+        is to be cut short.
     """
     sampling = agent.act(False)
     _check_horizon(config, sampling.period)
+    if config.training_episode_steps is not None and isinstance(env, HostEnv):
+        raise ValueError(
+            f"{type(env).__name__} ends its episodes itself: training_episode_steps must be None"
+        )
     idles = config.whole_episodes or sampling.period > 1 or isinstance(env, HostEnv)
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
 
@@ -266,13 +279,13 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
             observation_stats=init_stats((agent.size,)),
             value_stats=init_stats(()),
             rollout=simulations.start(
-                _randomised(env, config, jnp.zeros(())), sampling, env_key, config.num_envs
+                _practice(env, config, jnp.zeros(())), sampling, env_key, config.num_envs
             ),
         )
 
     def collect(state: TrainState, inputs: Any) -> tuple[TrainState, Transition]:
         params = agent.complete(_learned(state), inputs)
-        now = _randomised(env, config, state.iteration)
+        now = _practice(env, config, state.iteration)
         if config.whole_episodes:
             key, env_key = jax.random.split(state.key)
             begun = simulations.start(now, sampling, env_key, config.num_envs)
@@ -323,8 +336,10 @@ def _check_horizon(config: Config, period: int) -> None:
         )
 
 
-def _randomised(env: Env, config: Config, iteration: jax.Array) -> Env:
-    """The environment, as far randomised as it's in an iteration."""
+def _practice(env: Env, config: Config, iteration: jax.Array) -> Env:
+    """The environment as an iteration trains in it: cut short, and randomised as far as then."""
+    if config.training_episode_steps is not None:
+        env = TimeLimit(env, config.training_episode_steps)
     if not config.randomisation_steps:
         return env
     share = iteration * (config.steps_per_iteration / config.randomisation_steps)

@@ -15,7 +15,7 @@ from jaxrobo.learning import ppo
 from jaxrobo.learning.normaliser import denormalise, init_stats, normalise
 from jaxrobo.networks import ActorCritic, flatten_observation
 from jaxrobo.randomise import ObservationNoise
-from jaxrobo.rollout import Transition
+from jaxrobo.rollout import Transition, run_episode
 from tests.learning.diagnostic_envs import Tasks, Walk, endless
 
 TINY = ppo.Config(num_envs=32, horizon=8, epochs=4, minibatches=2, hidden=(16,), discount=0.5)
@@ -373,6 +373,15 @@ def test_whole_episodes_start_anew_in_every_iteration_and_reach_their_end(whole)
     assert len(np.unique(starts)) == 12
 
 
+def test_only_episodes_of_training_are_cut_short():
+    trainer = make(endless(7), num_envs=2, horizon=8, minibatches=1, training_episode_steps=3)
+    state, batch = trainer.collect(trainer.init(KEY, ()), ())
+    np.testing.assert_array_equal(batch.truncated[:, 0], [0, 0, 1, 0, 0, 1, 0, 0])
+    assert not batch.terminated.any()
+    policy, params = trainer.policy(state)
+    assert run_episode(trainer.env, policy, params, KEY)["length"] == 7
+
+
 def test_randomisation_grows_from_nothing_to_all_of_it():
     env = ObservationNoise(TimeLimit(Walk(), 6), 0.8, 0.8)
     trainer = make(env, num_envs=6, whole_episodes=True, randomisation_steps=2 * 6 * 8)
@@ -549,6 +558,7 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
         ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
+        ({"training_episode_steps": 0}, "training_episode_steps must be positive, got 0"),
         ({"randomisation_steps": -1}, "randomisation_steps must not be negative, got -1"),
         ({"critic_learning_rate": 1e-3}, "needs a critic of its own: shared_trunk=False"),
     ],
