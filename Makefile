@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3)
 
 # Succeeds in a supported Python that can make virtual environments. Candidates are run, not only looked up: a

@@ -5,6 +5,7 @@ import ctypes.util
 import os
 import signal
 import sys
+from importlib.metadata import version
 
 import pytest
 from hypothesis import settings
@@ -17,7 +18,10 @@ if sys.platform == "linux" and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 # Compilation takes most of the time, and optimised code is not worth its price at these sizes.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if version("jaxlib").startswith("0.10."):  # later ones have no other emitters, and refuse the flag
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 # The first example compiles, so a deadline would measure the compiler.
 settings.register_profile("jaxrobo", deadline=None, derandomize="CI" in os.environ)

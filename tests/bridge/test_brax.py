@@ -16,14 +16,9 @@ from jaxrobo.evaluation import evaluate
 from jaxrobo.policy import Policy, constant, uniform
 from jaxrobo.rollout import rollout, start
 from tests.learning.diagnostic_envs import Corridor, Counting, Endless, Walk, endless
-from tests.physics.quick import QUICK
 from tests.tiny import Draw
 
 KEY = jax.random.key(0)
-
-
-def quick(f):
-    return jax.jit(f, compiler_options=QUICK)
 
 
 def actions(steps, *shape):
@@ -94,7 +89,7 @@ def test_peg_hole_is_paid_as_in_a_rollout_of_ours():
     env = envs.make("PegHole", engine="native", threads=1, **options)
     keys = jax.random.split(KEY, 2)
     batch = wrap(BraxEnv(env), episode_length=env.time_limit)
-    state, step = quick(batch.reset)(keys), quick(batch.step)
+    state, step = jax.jit(batch.reset)(keys), jax.jit(batch.step)
     runs = [
         own_rollout(env, policy, jax.random.split(key)[1])
         for policy, key in zip((env.expert(), uniform(10)), keys, strict=True)
@@ -118,7 +113,7 @@ def test_peg_hole_is_paid_as_in_a_rollout_of_ours():
 def own_rollout(env, policy, key):
     """Actions, and what came of them, of one episode that starts from `key`."""
 
-    @quick
+    @jax.jit
     def run(key):
         begin = start(env, policy, key)
         state = env.reset(key)

@@ -19,7 +19,6 @@ from jaxrobo.bridge import from_brax
 from jaxrobo.bridge.from_brax import FromBrax
 from jaxrobo.env import Metric, Spec, vectorise
 from jaxrobo.rendering import record
-from tests.physics.quick import QUICK
 
 # brax doesn't maintain its environments, as it tells whoever makes one, and as MuJoCo tells it.
 pytestmark = [
@@ -60,9 +59,9 @@ class Untidy(base.Env):
         return state.replace(pipeline_state=Ball(x), obs=x, reward=1, done=x[0] > 1)
 
 
-def run(env, state, actions, jit=jax.jit):
+def run(env, state, actions):
     """States after each action, stacked."""
-    step = jit(env.step)
+    step = jax.jit(env.step)
     states = []
     for action in actions:
         state = step(state, action)
@@ -85,8 +84,7 @@ LIMIT = 12
 def pendulum():
     """brax's inverted pendulum, and its functions."""
     env = brax.envs.get_environment("inverted_pendulum", backend="generalized")
-    quick = lambda f: jax.jit(f, compiler_options=QUICK)
-    return env, quick(env.reset), quick(env.step)
+    return env, jax.jit(env.reset), jax.jit(env.step)
 
 
 def one_by_one(pendulum, key, action, steps):
@@ -110,10 +108,9 @@ def batch(pendulum):
     """Two pendulums, of which one rests and one is pushed over, and 30 states of theirs."""
     env = FromBrax(pendulum[0], LIMIT)
     both = vectorise(env, 2)
-    quick = lambda f: jax.jit(f, compiler_options=QUICK)
     actions = jnp.tile(jnp.array([[0.0], [1.0]]), (30, 1, 1))
-    first = quick(both.reset)(KEY)
-    return env, first, run(both, first, actions, quick)
+    first = jax.jit(both.reset)(KEY)
+    return env, first, run(both, first, actions)
 
 
 def test_steps_and_ends_are_those_of_brax(pendulum, batch):

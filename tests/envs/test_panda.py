@@ -31,13 +31,6 @@ LIMITS = [
 ]
 TORQUES = np.array([87.0] * 4 + [12.0] * 3)
 
-# Compiles several times as fast; what is computed stays the same.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -235,7 +228,7 @@ def test_the_engines_agree(model):
         def simulate(qpos, qvel, ctrl, physics=physics):
             return physics.step(physics.init(qpos=qpos, qvel=qvel), {"ctrl": ctrl}, 50)[0]
 
-        simulate = jax.jit(jax.vmap(simulate), compiler_options=QUICK)
+        simulate = jax.jit(jax.vmap(simulate))
         states[engine] = jax.device_get(simulate(qpos, qvel, ctrl))
     native, mjx = states["native"], states["mjx"]
     assert np.abs(native.qpos[:, :7] - qpos[:, :7]).min() > 1e-3

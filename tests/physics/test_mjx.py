@@ -11,7 +11,6 @@ import pytest
 
 from jaxrobo.physics import make_physics
 from jaxrobo.physics._mjx import kinematics
-from tests.physics.quick import QUICK
 
 PENDULUM = """
 <mujoco>
@@ -65,7 +64,7 @@ def test_a_swing_follows_mujoco_under_nested_vmap(pendulum):
     rng = np.random.default_rng(0)
     angle, torque = rng.uniform(-2, 2, (3, 2, 1)), rng.uniform(-1, 1, (3, 2, 1))
     run = lambda a, t: _swing(pendulum, a, t, 5, 20)
-    nested = jax.jit(jax.vmap(jax.vmap(run)), compiler_options=QUICK)(angle, torque)
+    nested = jax.jit(jax.vmap(jax.vmap(run)))(angle, torque)
     data = mujoco.MjData(pendulum.mj_model)
     for index in np.ndindex(3, 2):
         mujoco.mj_resetData(pendulum.mj_model, data)
@@ -162,7 +161,7 @@ def test_constants_are_those_of_set_const():
     offset = 0.02 * rng.normal(size=(3, m.nbody, 3))
     offset[:, m.body_simple > 0] = 0  # the compiler chose shortcuts that assume a centred mass
     model["body_ipos"] = m.body_ipos + offset
-    derived = jax.jit(jax.vmap(physics._derive_constants), compiler_options=QUICK)(model)
+    derived = jax.jit(jax.vmap(physics._derive_constants))(model)
     for i in range(3):
         expected = mujoco.MjModel.from_xml_string(MIXED)
         for name, values in model.items():

@@ -18,7 +18,6 @@ from jaxrobo.env import Spec, vectorise
 from jaxrobo.evaluation import evaluate
 from jaxrobo.learning import ppo
 from jaxrobo.rendering import record
-from tests.physics.quick import QUICK
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Brax System:UserWarning"),
@@ -27,10 +26,6 @@ pytestmark = [
 
 KEY = jax.random.key(0)
 LIMIT = 7
-
-
-def quick(f):
-    return jax.jit(f, compiler_options=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +40,10 @@ def test_steps_and_ends_are_those_of_playground(cartpole):
     assert (env.observation_spec, env.action_size) == (Spec((5,)), 1)
     assert (env.dt, env.mj_model.nq) == (0.01, 2)
     batch, keys = vectorise(env, 2), jax.random.split(KEY, 2)
-    step, alone = quick(batch.step), quick(cartpole.step)
-    begin = quick(lambda key: cartpole.reset(jax.random.key_data(key)))
+    step, alone = jax.jit(batch.step), jax.jit(cartpole.step)
+    begin = jax.jit(lambda key: cartpole.reset(jax.random.key_data(key)))
     draw = lambda key: jax.random.split(key)
-    state, actions = quick(batch.reset)(KEY), jax.random.uniform(KEY, (20, 2, 1), minval=-1.0)
+    state, actions = jax.jit(batch.reset)(KEY), jax.random.uniform(KEY, (20, 2, 1), minval=-1.0)
     keys = [draw(key) for key in keys]
     theirs = [begin(key) for _, key in keys]
     for t, action in enumerate(actions):
