@@ -55,11 +55,14 @@ def starts():
 
 
 def insert(physics, start):
-    """Lowers a peg in 2 s while the push rises to `PUSH`, then goes on for 0.6 s. `[130, 7]`."""
+    """Lowers a peg in 2 s while the push rises to `PUSH`, then goes on for 0.6 s. `[130, 7]`.
+
+    It begins with the native engine's state: on the other, that is a program to compile.
+    """
     peg = physics.mj_model.body("peg/peg").id
     quat = axis_angle_to_quat(jnp.array([0.0, 0, 1]), start[2])
     pose = lambda z: jnp.append(start[:2], z)
-    state = physics.init(
+    state = make_physics(physics.mj_model, "native").init(
         qpos=jnp.concatenate([pose(0.02), quat]), mocap_pos=pose(0.02)[None], mocap_quat=quat[None]
     )
 

@@ -180,7 +180,9 @@ def test_one_batch_holds_boxes_of_different_size_mass_and_friction(engine, box_m
     geom, body = m.geom("box/it").id, m.body("box/it").id
     sensor = ContactSensor.from_model(m, "weight")
 
-    def run(half, mass, friction):
+    @jax.jit
+    @jax.vmap
+    def begin(half, mass, friction):
         own = {
             "geom_size": jnp.asarray(m.geom_size).at[geom].set(half),
             "body_mass": jnp.asarray(m.body_mass).at[body].set(mass),
@@ -188,12 +190,12 @@ def test_one_batch_holds_boxes_of_different_size_mass_and_friction(engine, box_m
             "pair_friction": jnp.asarray(m.pair_friction).at[0, :2].set(friction),
         }
         qpos = jnp.array([0.0, 0, 0, 1, 0, 0, 0]).at[2].set(half)
-        state = physics.init(qpos=qpos, model=own)
-        settled, _ = physics.step(state, {}, 200)
-        pushed = settled.replace(qvel=settled.qvel.at[0].set(0.5))
-        return settled, sensor.force(settled), physics.step(pushed, {}, 200)[0]
+        return physics.init(qpos=qpos, model=own)
 
-    settled, force, slid = jax.jit(jax.vmap(run))(half, mass, friction)
+    step = jax.jit(jax.vmap(lambda state: physics.step(state, {}, 200)[0]))
+    settled = step(begin(half, mass, friction))
+    force = jax.vmap(sensor.force)(settled)
+    slid = step(settled.replace(qvel=settled.qvel.at[:, 0].set(0.5)))
     np.testing.assert_allclose(settled.qpos[:, 2], half, atol=2e-4)
     np.testing.assert_allclose(force[:, 2], mass * GRAVITY, rtol=1e-3)
     distance = slid.qpos[:, 0] - settled.qpos[:, 0]
