@@ -1,5 +1,6 @@
 """The helical joint: a leg is screwed in by a hand that holds it, at any pose of the hole."""
 
+import functools
 import math
 
 import jax
@@ -70,51 +71,72 @@ def mocap(height, angle, aside):
     }
 
 
-def screw_in(physics, model, start):
-    """Turns by `TURNS` from the entry; `start`: sideways error, m, and angle, rad.
-
-    Returns where the leg is to the thread after every control step, and the last state.
-    """
+@pytest.fixture(scope="module")
+def advance(physics, model):
+    """`(states, poses [25, legs], engaged) -> states, fits [25, legs]`: half a second of each."""
     joint = SCREW.bind(model)
-    aside, first = start
-    height = LEAD * first / (2 * math.pi) + LEAD * TURNS
-    begin = 2 * math.pi * TURNS + first
-    pos, quat = pose(height, begin, aside)
-    qpos = jnp.concatenate([pos, quat])
-    free = model.joint("leg/free").qposadr[0]
-    qpos = jnp.asarray(model.qpos0).at[free + np.arange(7)].set(qpos)
-    state = physics.init(qpos=qpos, **mocap(height, begin, aside))
 
-    def step(state, share):
-        turn = begin - 2 * math.pi * TURNS * share
-        inputs = mocap(LEAD * turn / (2 * math.pi), turn, aside)
-        state = joint.update(state, jnp.ones((), bool))
+    def step(engaged, state, inputs):
+        state = joint.update(state, engaged)
         state, _ = physics.step(state, inputs, SUBSTEPS)
         return state, joint.fit(state)
 
-    share = jnp.minimum(jnp.arange(1, CALLS + 26) / CALLS, 1.0)
-    state, fits = jax.lax.scan(step, state, share)
-    return state, fits
+    @jax.jit
+    def advance(states, poses, engaged):
+        each = functools.partial(jax.vmap(step, (None, 0, 0)), engaged)
+        return jax.lax.scan(each, states, poses)
+
+    return advance
 
 
 def starts(n):
-    rng = np.random.default_rng(0)
-    return rng.uniform([-2e-3, -3], [2e-3, 3], (n, 2))
+    """Of each leg, how far aside it's held, m, and the angle that it ends at, rad."""
+    return np.random.default_rng(0).uniform([-2e-3, -3], [2e-3, 3], (n, 2))
 
 
-def test_a_leg_follows_its_helix_over_2_7_turns(physics, model):
-    n = 1000 if physics.engine == "native" else 8
-    state, fits = jax.jit(jax.vmap(lambda s: screw_in(physics, model, s)))(starts(n))
-    settled = jax.tree.map(lambda x: np.asarray(x)[:, 10:], fits)  # after 0.2 s
+def begin(model, start):
+    """The state at the entry of the thread."""
+    aside, first = start
+    height = LEAD * first / (2 * math.pi) + LEAD * TURNS
+    angle = 2 * math.pi * TURNS + first
+    pos, quat = pose(height, angle, aside)
+    qpos = jnp.concatenate([pos, quat])
+    free = model.joint("leg/free").qposadr[0]
+    qpos = jnp.asarray(model.qpos0).at[free + np.arange(7)].set(qpos)
+    return make_physics(model, "native").init(qpos=qpos, **mocap(height, angle, aside))
+
+
+@pytest.fixture(scope="module")
+def screwed(physics, model, advance):
+    """Turned by `TURNS` from the entry: the starts, the last states, and `[calls, legs]` fits."""
+    legs = starts(100 if physics.engine == "native" else 8)
+
+    def turned(share, start):
+        turn = 2 * math.pi * TURNS * (1 - share) + start[1]
+        return mocap(LEAD * turn / (2 * math.pi), turn, start[0])
+
+    share = jnp.minimum(jnp.arange(1, CALLS + 26) / CALLS, 1.0)
+    poses = jax.jit(jax.vmap(jax.vmap(turned, (None, 0)), (0, None)))(share, legs)
+    states, fits = jax.jit(jax.vmap(lambda start: begin(model, start)))(legs), []
+    for first in range(0, len(share), 25):
+        part = jax.tree.map(lambda x, first=first: x[first : first + 25], poses)
+        states, fit = advance(states, part, jnp.ones((), bool))
+        fits.append(jax.device_get(fit))
+    return legs, states, jax.tree.map(lambda *x: np.concatenate(x), *fits)
+
+
+def test_a_leg_follows_its_helix_over_2_7_turns(screwed):
+    legs, state, fits = screwed
+    settled = jax.tree.map(lambda x: x[10:], fits)  # after 0.2 s
     assert np.isfinite(state.qpos).all()
     assert not state.diverged.any()
     assert np.abs(settled.axial).max() < 0.15e-3
     assert settled.lateral.max() < 0.15e-3
     assert settled.tilt.max() < 0.01
     # Nobody skipped a turn, and all ended where they were to.
-    turned = settled.angle[:, 0] - settled.angle[:, -1]
+    turned = settled.angle[0] - settled.angle[-1]
     np.testing.assert_allclose(turned, 2 * math.pi * TURNS, atol=0.9)
-    np.testing.assert_allclose(settled.angle[:, -1], starts(n)[:, 1], atol=math.radians(5))
+    np.testing.assert_allclose(settled.angle[-1], legs[:, 1], atol=math.radians(5))
 
 
 def test_fit_measures_where_the_leg_is(model):
@@ -136,27 +158,25 @@ def test_fit_measures_where_the_leg_is(model):
     np.testing.assert_allclose(off.tilt, 0, atol=1e-3)
 
 
-def test_a_released_leg_is_free_and_can_be_engaged_again(physics, model):
-    joint = SCREW.bind(model)
-    state, _ = jax.jit(lambda s: screw_in(physics, model, s))(starts(1)[0])
+def test_a_released_leg_is_free_and_can_be_engaged_again(model, screwed, advance):
+    legs, states, _ = screwed
+    engaged = jax.vmap(SCREW.bind(model).engaged)
 
-    def lift(state, height, engaged):
-        def step(state, _):
-            state = joint.update(state, engaged)
-            state, _ = physics.step(state, mocap(height, 0.0, 0.0), SUBSTEPS)
-            return state, None
+    def lift(states, height, on):
+        poses = mocap(jnp.asarray(height), 0.0, 0.0)
+        poses = jax.tree.map(lambda x: jnp.broadcast_to(x, (25, len(legs), *x.shape)), poses)
+        for _ in range(2):
+            states, fits = advance(states, poses, jnp.asarray(on))
+        return states, jax.tree.map(lambda x: np.asarray(x)[-1], fits)
 
-        return jax.lax.scan(step, state, length=50)[0]
-
-    lift = jax.jit(lift)
-    state = lift(state, 0.08, jnp.zeros((), bool))
-    assert not joint.engaged(state)
-    np.testing.assert_allclose(joint.fit(state).height, 0.08, atol=1.5e-3)
-    state = lift(state, LEAD * 2, jnp.zeros((), bool))
-    state = lift(state, LEAD * 2, jnp.ones((), bool))
-    assert joint.engaged(state)
-    assert abs(joint.fit(state).axial) < 0.15e-3
-    np.testing.assert_allclose(joint.fit(state).height, LEAD * 2, atol=1.5e-3)
+    states, fit = lift(states, 0.08, False)
+    assert not engaged(states).any()
+    np.testing.assert_allclose(fit.height, 0.08, atol=1.5e-3)
+    states, _ = lift(states, LEAD * 2, False)
+    states, fit = lift(states, LEAD * 2, True)
+    assert engaged(states).all()
+    assert abs(fit.axial).max() < 0.15e-3
+    np.testing.assert_allclose(fit.height, LEAD * 2, atol=1.5e-3)
 
 
 def test_mistakes_are_named():
