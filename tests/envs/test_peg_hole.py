@@ -35,13 +35,14 @@ def keys(n):
     return jax.vmap(lambda i: episode_key("train", 0, i))(jnp.arange(n))
 
 
-def hold(env, state, grip=-1.0):
+@functools.partial(jax.jit, static_argnums=0)
+def hold(env, state):
     """Actions that ask for the current pose."""
-    pose = jax.vmap(env.unwrapped.hand_pose)(state.data)
-    actions = jax.vmap(pose_action)(pose)
-    return jnp.concatenate([actions, jnp.full((len(actions), 1), grip)], axis=1)
+    actions = jax.vmap(lambda data: pose_action(env.unwrapped.hand_pose(data)))(state.data)
+    return jnp.concatenate([actions, jnp.full((len(actions), 1), -1.0)], axis=1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def put(env, state, peg):
     """The state with the peg at a pose relative to the hole."""
     data, hole = state.data, env.unwrapped.part_pose
@@ -66,7 +67,7 @@ def test_sizes_and_rate():
 
 def test_the_robot_state_is_the_end_effectors():
     env, reset, step = make()
-    state = reset(keys(4))
+    state = reset(keys(8))
     state = step(state, hold(env, state).at[:, 2].add(0.05))
     data, robot = state.data, np.asarray(state.obs["robot_state"])
     arm = data.qpos[:, env.unwrapped._arm]
@@ -124,15 +125,15 @@ def test_errors_may_be_observed_as_well():
     address = env.unwrapped._part_qpos[0]
     qpos = state.data.qpos.at[:, address : address + 3].set(hole.pos + np.array([0, -0.03, 0.02]))
     qpos = qpos.at[:, address + 3 : address + 7].set(hole.quat)
-    data = jax.vmap(env.unwrapped.physics.forward)(state.data.replace(qpos=qpos))
-    seen = jax.vmap(env.unwrapped._observe)(data)["pair_errors"]
+    observe = lambda data: env.unwrapped._observe(env.unwrapped.physics.forward(data))
+    seen = jax.jit(jax.vmap(observe))(state.data.replace(qpos=qpos))["pair_errors"]
     expected = [0, np.log1p(300), -np.log1p(200), 0, 0, 0]
     np.testing.assert_allclose(seen, [expected] * 2, atol=0.02)
 
 
 def test_nothing_moves_while_nothing_is_asked():
     env, reset, step = make()
-    first = state = reset(keys(16))
+    first = state = reset(keys(8))
     actions = hold(env, first)
     for _ in range(10):
         state = step(state, actions)
@@ -142,7 +143,7 @@ def test_nothing_moves_while_nothing_is_asked():
 
 def test_the_reward_comes_once_and_success_lasts():
     env, reset, step = make()
-    state = put(env, reset(keys(4)), (0, 0, 0.003))
+    state = put(env, reset(keys(8)), (0, 0, 0.003))
     rewards = []
     for _ in range(3):
         state = step(state, hold(env, state))
@@ -167,7 +168,7 @@ def test_success_may_end_the_episode():
 
 def test_a_peg_on_the_plate_is_not_in_it():
     env, reset, step = make()
-    state = put(env, reset(keys(4)), (0.003, 0, 0.0095))
+    state = put(env, reset(keys(8)), (0.003, 0, 0.0095))
     state = step(state, hold(env, state))
     np.testing.assert_array_equal(state.reward, 0)
 
@@ -177,11 +178,11 @@ def test_delta_and_pos_lead_to_the_same_place():
     ends = []
     for mode in ("pos", "delta"):
         env, reset, step = make(action=mode)
-        state = reset(keys(4))
+        state = reset(keys(8))
         if mode == "pos":
             action = hold(env, state).at[:, :3].add(move)
         else:
-            action = jnp.tile(jnp.r_[move, 1.0, 0, 0, 0, 1, 0, -1], (4, 1))
+            action = jnp.tile(jnp.r_[move, 1.0, 0, 0, 0, 1, 0, -1], (8, 1))
         ends.append(step(state, action).obs["robot_state"])
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-4)
 
@@ -197,13 +198,12 @@ def test_perturbations_kick_parts_now_and_then():
 
 
 def test_the_expert_solves_it():
-    """All of 32 starts of each, the widest too."""
-    for randomness in ("low", "wide"):
-        env, _, _ = make(randomness=randomness, terminate_on_success=True)
-        run = jax.jit(episode_runner(env, env.expert(), 32))
-        sums = run_episodes(run, 32, (), "train", 0, 32)
-        assert sums["success"].mean() >= 0.9
-        assert sums["length"].mean() < 70
+    """All of 32 of the widest starts, among which are those of the others."""
+    env, _, _ = make(randomness="wide", terminate_on_success=True)
+    run = jax.jit(episode_runner(env, env.expert(), 32))
+    sums = run_episodes(run, 32, (), "train", 0, 32)
+    assert sums["success"].mean() >= 0.9
+    assert sums["length"].mean() < 70
 
 
 def test_a_fixed_hole_stays():
@@ -234,11 +234,13 @@ def test_the_expert_means_the_same_in_both_action_modes():
     def first_target(mode):
         env, reset, _ = make(action=mode)
         state, expert, hand = reset(keys(8)), env.expert(), env.unwrapped.hand_pose
-        carry = jax.vmap(expert.init)(state, keys(8))
-        action, _, _ = jax.vmap(lambda c, s: expert.act((), c, s, jax.random.key(0)))(carry, state)
-        target = jax.vmap(lambda a, d: control.pose_target(mode, a[:9], hand(d)))
-        pose = target(action, state.data)
-        return pose.pos, jax.vmap(quat_to_matrix)(pose.quat), action[:, 9]
+
+        def first(state, key):
+            action, _, _ = expert.act((), expert.init(state, key), state, jax.random.key(0))
+            pose = control.pose_target(mode, action[:9], hand(state.data))
+            return pose.pos, quat_to_matrix(pose.quat), action[9]
+
+        return jax.jit(jax.vmap(first))(state, keys(8))
 
     for pos, delta in zip(first_target("pos"), first_target("delta"), strict=True):
         np.testing.assert_allclose(pos, delta, atol=1e-5)
@@ -249,9 +251,7 @@ def test_on_mjx_it_has_room_for_60_contacts_and_lowers_for_cuda_without_callback
     assert env.unwrapped.physics.contact_slots == 60
     assert env.unwrapped.physics.constraint_rows <= 300
     policy = env.expert()
-    states = jax.eval_shape(
-        jax.vmap(lambda key: start(env, policy, key)), jax.random.split(jax.random.key(0), 8)
-    )
-    run = jax.vmap(lambda s: rollout(env, policy, (), s, 4))
-    lowered = jax.jit(run).trace(states).lower(lowering_platforms=("cuda",))
+    run = lambda key: rollout(env, policy, (), start(env, policy, key), 4, auto_reset=False)
+    program = jax.jit(jax.vmap(run)).trace(keys(8))
+    lowered = program.lower(lowering_platforms=("cuda",))
     assert "callback" not in lowered.as_text()
