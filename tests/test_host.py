@@ -17,6 +17,7 @@ from jaxrobo.learning.trainer import over_seeds
 from jaxrobo.policy import chunked, gaussian, receding, scripted
 from tests.outside import Walkers, assert_live_rows_are
 
+pytestmark = pytest.mark.usefixtures("cache")
 NOISY = gaussian(lambda params, obs: (params * jnp.ones(1), jnp.zeros(1)))
 RIGHT = gaussian(lambda params, obs: (jnp.ones(1), jnp.zeros(1)), deterministic=True)
 SMALL = ppo.Config(num_envs=4, horizon=16, minibatches=2, hidden=(16,))

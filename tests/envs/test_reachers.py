@@ -220,7 +220,7 @@ def test_episodes_start_within_the_tasks_limits():
     starts = {}
     for quirks in (False, True):
         env = make("UR10Reacher", upstream_quirks=quirks)
-        reset = jax.vmap(env.reset)(jax.random.split(KEY, 256))
+        reset = jax.jit(jax.vmap(env.reset))(jax.random.split(KEY, 256))
         low, high = env.arm.limits.T
         starts[quirks] = np.asarray(reset.data.qpos)
         np.testing.assert_array_equal(reset.data.ctrl, starts[quirks])
@@ -297,7 +297,7 @@ def test_randomised_episodes_differ_in_what_the_options_name():
         observation_latency=(1, 1),
         observation_noise=(0.01, 0.02),
     )
-    states = jax.device_get(jax.vmap(env.reset)(jax.random.split(KEY, 64)))
+    states = jax.device_get(jax.jit(jax.vmap(env.reset))(jax.random.split(KEY, 64)))
     nominal, model = env.mj_model, states.data.model
     for field, low, high in (
         ("actuator_gainprm", 0.5, 1.0),

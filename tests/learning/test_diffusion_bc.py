@@ -52,7 +52,7 @@ def make(**options):
 
 
 def learn(trainer, iterations=3):
-    state = trainer.init(KEY, trainer.inputs)
+    state = jax.jit(trainer.init)(KEY, trainer.inputs)
     for _ in range(iterations):
         state, metrics = trainer.step(state, trainer.inputs)
     return jax.device_get(trainer.learned(state)), float(metrics["loss"])

@@ -41,7 +41,7 @@ def bases(name, demos):
     else:
         config = diffusion_bc.Config(horizon=4, widths=(8,), sampling_steps=2, **small)
         trainer = diffusion_bc.make(ENV, demos, config)
-    policy, params = trainer.policy(trainer.init(KEY, trainer.inputs))
+    policy, params = trainer.policy(jax.jit(trainer.init)(KEY, trainer.inputs))
     # The last layer starts near zero; so that it says something:
     params["network"] = jax.tree.map(lambda x: x + 0.1, params["network"])
     return residual_ppo.Base(policy, params, params["normaliser"])

@@ -18,9 +18,10 @@ apply = jax.jit(UNET.apply)
 def params():
     """Random everywhere: biases and norms that are zeros and ones would hide mistakes."""
     chunk, condition = jnp.zeros((HORIZON, ACTION)), jnp.zeros(CONDITION)
-    params = UNET.init(jax.random.key(0), chunk, 0, condition)
+    shapes = jax.eval_shape(UNET.init, jax.random.key(0), chunk, 0, condition)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params)
+    draw = lambda x: rng.standard_normal(x.shape, np.float32) / np.sqrt(x.shape[0])
+    return jax.tree.map(draw, shapes)
 
 
 def samples(count):

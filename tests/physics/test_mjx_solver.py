@@ -96,11 +96,11 @@ def test_single_precision_keeps_forces_of_newtons_on_parts_of_grams(model):
 
 
 def test_the_gradient_vanishes_and_forces_obey_their_bounds(model):
+    put = mjx.put_model(model, impl="jax")
+    evaluate = jax.jit(lambda found: _evaluate(_problem(put, found), found.qacc, 0))
     for _, found in solutions(model, "float64"):
         with jax.enable_x64(True):
-            put = mjx.put_model(model, impl="jax")
-            problem = _problem(put, found)
-            end = _evaluate(problem, found.qacc, 0)
+            end = evaluate(found)
         force, d = np.asarray(found._impl.efc_force), found._impl
         assert np.abs(end.gradient).max() < 1e-6
         loss = slice(d.ne, d.ne + d.nf)
@@ -117,6 +117,6 @@ def test_it_can_be_differentiated_in_reverse_with_one_iteration(model):
     def height(force):
         return solve(put, data.replace(qfrc_smooth=data.qfrc_smooth.at[2].add(force))).qacc[2]
 
-    slope = jax.grad(height)(0.0)
+    slope = jax.jit(jax.grad(height))(0.0)
     assert np.isfinite(slope)
     assert slope > 0

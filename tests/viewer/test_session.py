@@ -16,7 +16,7 @@ def reacher():
     """An environment, and its session functions under a policy that wants 0.5, compiled."""
     env = envs.make("DofbotReacher", "native", episode_steps=4)
     policy = constant(jnp.full(5, 0.5))
-    begin = lambda seed: core.begin(env, policy, 3, jax.random.key(seed))
+    begin = jax.jit(lambda seed: core.begin(env, policy, 3, jax.random.key(seed)))
     step = jax.jit(lambda session: core.step(env, policy, (), session))
     return env, begin, step
 
@@ -81,9 +81,9 @@ def test_by_hand_the_clock_stands_still(reacher):
 def test_same_as_a_rollout_without_hands(reacher):
     env, begin, step = reacher
     session = run(step, begin(0), 3)
-    state = begin(0).rollout.env
+    state, advance = begin(0).rollout.env, jax.jit(jax.vmap(env.step))
     for _ in range(3):
-        state = jax.vmap(env.step)(state, jnp.full((3, 5), 0.5))
+        state = advance(state, jnp.full((3, 5), 0.5))
     np.testing.assert_allclose(session.rollout.env.data.qpos, state.data.qpos, atol=1e-6)
 
 
