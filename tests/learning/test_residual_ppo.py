@@ -58,12 +58,16 @@ def play(policy, params, steps, episodes=3):
 
 @pytest.mark.parametrize("name", ["script", "mlp", "diffusion"])
 def test_untrained_it_is_its_base(name, demos):
-    """Bit for bit, over two episodes of 5 steps, the last of which cuts a plan of 2 short."""
+    """Bit for bit, over two episodes of 5 steps, the last of which cuts a plan of 2 short.
+
+    Not jitted: a compiler rounds the same sum differently in different programs.
+    """
     base = bases(name, demos)
     trainer = residual_ppo.make(ENV, base, TINY)
     policy, params = trainer.policy(trainer.init(KEY, trainer.inputs))
     assert policy.period == base.policy.period == (1 if name == "script" else 2)
-    alone, corrected = play(base.policy, base.params, 12), play(policy, params, 12)
+    with jax.disable_jit():
+        alone, corrected = play(base.policy, base.params, 12), play(policy, params, 12)
     np.testing.assert_array_equal(corrected.action, alone.action)
     np.testing.assert_array_equal(corrected.obs["place"], alone.obs["place"])
     np.testing.assert_array_equal(corrected.aux["base_action"], alone.action)
