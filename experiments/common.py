@@ -137,6 +137,11 @@ def restore_trainer(run_dir: Path, engine: str = "auto") -> Trainer:
       options.
     """
     stored = rundir.read_config(run_dir)
+    if "refinement" in stored:
+        raise RunError(
+            f"{run_dir} holds the stages of experiments.refine: "
+            f"choose {run_dir / 'refined'} or {run_dir / 'clone'}"
+        )
     try:
         name, algo = stored["env"], stored["algo"]
         task = _from_json(envs.config_class(name), stored["task"])

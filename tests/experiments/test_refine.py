@@ -128,6 +128,11 @@ def test_all_three_are_compared_on_the_same_episodes(straight):
     assert result["refined"]["steps"] == 32
 
 
+def test_a_policy_is_that_of_a_stage(straight):
+    with pytest.raises(training.RunError, match=r"choose .*/straight/refined or .*/straight/clone"):
+        load(straight)
+
+
 def test_the_table_shows_success_steps_and_time_of_each(straight, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(rich, "_console", None)  # reads the width once
