@@ -35,9 +35,9 @@ test: lint  ## check style and run the tests; two at a time; PYTEST_ARGS="-k nat
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 # Simulators that are too large for .venv have one of their own. TORCH names a build of torch to install first: that
-# for CPUs is enough.
-test-maniskill: .venv-maniskill/.installed  ## run the tests of the bridge to ManiSkill 3, in .venv-maniskill
-	.venv-maniskill/bin/python -m pytest -q tests/maniskill
+# for CPUs is enough. If it's empty, pip downloads its default, on Linux with NVIDIA's libraries: some gigabytes.
+test-maniskill: .venv-maniskill/.installed  ## run the tests of the bridges to torch and ManiSkill 3, in .venv-maniskill
+	.venv-maniskill/bin/python -m pytest -q tests/maniskill tests/bridge/test_dlpack.py tests/bridge/test_vector.py
 
 test-playground: .venv-playground/.installed  ## run the tests of the bridge to MuJoCo Playground, in .venv-playground
 	.venv-playground/bin/python -m pytest -q tests/playground

@@ -1,9 +1,10 @@
 """Our PPO and brax's on environments of brax and MuJoCo Playground: which gets how far, how fast?
 
-Each trains from the same number of control steps, one after another in one process: brax's in the
-wrappers of the environment's own library, with the settings published for it as far as `TASKS`
-says; ours with settings that a short search by hand found. Networks, passes over the samples and
-steps an iteration differ, and so most of the difference in time is that of the settings.
+Each trains from the same number of control steps, whole iterations of both, one after another in
+one process: brax's in the wrappers of the environment's own library, with the settings published
+for it as far as `TASKS` says; ours with settings that a short search by hand found. Networks,
+passes over the samples and steps an iteration differ, and so most of the difference in time is that
+of the settings.
 
 What is compared is the return of the last policy, acting by its mean, over the same test episodes,
 and the wall time of training, which includes compiling; the speed doesn't include it. The task
@@ -12,6 +13,7 @@ CartpoleBalance needs MuJoCo Playground (`pip install 'jaxrobo[playground]'`).
 
 import dataclasses
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -94,7 +96,7 @@ class Trained(NamedTuple):
 
 def _row(name: str, learner: Callable[..., Trained], seed: int, options: Options) -> dict[str, Any]:
     task = TASKS[name]
-    steps = options.steps or task.steps
+    steps = _budget(task, options.steps or task.steps)
     begin = time.perf_counter()
     trained = learner(task, seed, steps)
     end = time.perf_counter()
@@ -117,6 +119,13 @@ def _row(name: str, learner: Callable[..., Trained], seed: int, options: Options
     return row
 
 
+def _budget(task: Task, steps: int) -> int:
+    """`steps`, rounded up to whole iterations of both."""
+    ours = ppo.Config(**task.ours).steps_per_iteration
+    whole = math.lcm(ours, _steps_per_iteration(task.brax))
+    return -(-steps // whole) * whole
+
+
 # --- the learners ---------------------------------------------------------------------------------
 
 
@@ -124,7 +133,7 @@ def _ours(task: Task, seed: int, steps: int) -> Trained:
     env = FromBrax(task.load()[0], task.time_limit)
     trainer = ppo.make(env, ppo.Config(**task.ours))
     state = trainer.init(jax.random.key(seed), trainer.inputs)
-    iterations = -(-steps // trainer.steps_per_iteration)
+    iterations = steps // trainer.steps_per_iteration
     state, _ = jax.block_until_ready(trainer.step(state, trainer.inputs))
     ready = time.perf_counter()
     for _ in range(iterations - 1):
@@ -138,7 +147,7 @@ def _brax(task: Task, seed: int, steps: int) -> Trained:
     settings, marks = dict(task.brax), []
     network = functools.partial(make_ppo_networks, **settings.pop("network", {}))
     per_iteration = _steps_per_iteration(settings)
-    iterations = -(-steps // per_iteration)
+    iterations = steps // per_iteration
     env, wrap = task.load()
     with device_put_replicated():
         make_policy, params, _ = brax_ppo.train(

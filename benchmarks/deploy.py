@@ -24,8 +24,7 @@ import tyro
 import envs
 from benchmarks.common import report
 from experiments import train
-from experiments.deploy import stream
-from jaxrobo.deploy import Dofbot, Twin, arm_server, extract, runner, save_npz
+from jaxrobo.deploy import Dofbot, Twin, arm_server, extract, follow, runner, save_npz
 from jaxrobo.deploy.dry_run import dry_run
 from jaxrobo.learning import ppo
 from jaxrobo.learning.normaliser import init_stats
@@ -81,7 +80,7 @@ def _loop(trainer, params, seconds: float) -> dict:
     twin = Twin(trainer.env, trainer.act(True), params, jax.random.key(0))
     with dry_run() as server:
         with Dofbot("127.0.0.1", server.port) as arm:
-            timing = stream(arm, twin, seconds, lambda: False).timing
+            timing = follow(arm, twin, 60.0, seconds=seconds).timing
         low, high, _ = server.stop()
     share = 100 * timing.within(5e-3)
     print(timing)

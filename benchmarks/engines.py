@@ -19,6 +19,8 @@ from jaxrobo.env import Env
 from jaxrobo.policy import Params, Policy
 from jaxrobo.rollout import episode_key, rollout, start
 
+SLOTS = 32  # episodes that run at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -63,17 +65,37 @@ def _load(run_dir: Path | None, engine: str) -> tuple[Env, Policy, Params]:
 
 
 def _outcomes(env: Env, policy: Policy, params: Params, episodes: int) -> np.ndarray:
-    """Which episodes succeed. A program of a few steps at a time, to compile less on MJX."""
+    """Which episodes succeed.
+
+    A program of a few steps at a time, to compile less on MJX, and of a few episodes at a time:
+    one that ends makes room for the next, or all would wait for those that fail.
+    """
+    width = min(SLOTS, episodes)
     keys = jax.vmap(lambda i: episode_key("test", 0, i))(np.arange(episodes))
-    states = jax.jit(jax.vmap(lambda key: start(env, policy, key)))(keys)
+    starts = jax.jit(jax.vmap(lambda key: start(env, policy, key)))(keys)
 
     def block(state: Any, params: Params) -> Any:
         return rollout(env, policy, params, state, policy.period, auto_reset=False)[0]
 
     advance = jax.jit(jax.vmap(block, (0, None)))
-    while not np.all(states.env.done):
+    solved = np.zeros(episodes, bool)
+    shown, following = np.arange(width), width
+    states = jax.tree.map(lambda leaf: leaf[shown], starts)
+    while True:
+        done = np.asarray(states.env.done) > 0
+        solved[shown[done]] = np.asarray(states.episode["success"])[done] > 0
+        free = np.flatnonzero(done)[: episodes - following]
+        if done.all() and not free.size:
+            return solved
+        if free.size:
+            shown[free] = np.arange(following, following + free.size)
+            following += free.size
+            states = _replace(states, starts, free, shown[free])
         states = advance(states, params)
-    return np.asarray(states.episode["success"]) > 0
+
+
+def _replace(states: Any, starts: Any, rows: np.ndarray, episodes: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new[episodes]), states, starts)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ class Variant(NamedTuple):
     target: float | None = None
 
 
-_QUIRKS = ("--upstream-quirks",)
+# The original's learner isn't told that a time-out isn't the end.
+_QUIRKS = ("--upstream-quirks", "--truncation-as-done")
 _SAFE = ("--safety",)
 _SERVO = ("--profile", "servo")
 

@@ -2,11 +2,14 @@
 
 Runs `experiments.refine` for several seeds one after another, or goes on with runs in the folder,
 and pools their test episodes, with and without kicks. When a rate was reached is read off the
-validation curve of the refinement: steps and wall time of that stage alone, with its compilation.
+validation curve of the refinement: steps and wall time of that stage alone, without compilation.
+All seeds are tested on the same starts; what comes of them together is shown of the policies alone,
+since the expert does the same in each.
 """
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -58,7 +61,8 @@ def main(options: Options) -> None:
     counts = {name: sum(run.counts[name] for run in runs) for name in runs[0].counts}
     trials = options.episodes * options.seeds
     rows = [run.row | _rates(run.counts, options.episodes) | run.times for run in runs]
-    rows.append(dict.fromkeys(rows[0], "") | {"seed": "all"} | _rates(counts, trials))
+    together = {k: v for k, v in _rates(counts, trials).items() if not k.startswith("expert")}
+    rows.append(dict.fromkeys(rows[0], "") | {"seed": "all"} | together)
     title = f"{options.env}, {options.randomness}: success on the same test episodes"
     report(title, rows, options.out)
 
@@ -91,12 +95,16 @@ def _run(options: Options, seed: int) -> Run:
         flags["--steps"] = options.steps
     resume = ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
     refine.main([*(str(x) for pair in flags.items() for x in pair), *resume])
-    result = json.loads((run_dir / rundir.RESULT).read_text())
+    path = run_dir / rundir.RESULT
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if result.get("episodes") != options.episodes:
+        sys.exit(130)  # it was interrupted, and said so
     estimates = {stage: result[stage]["estimates"]["success"]["mean"] for stage in STAGES}
     counts = {stage: round(mean * options.episodes) for stage, mean in estimates.items()}
     if options.perturbation:
         counts |= {f"{stage}, kicked": _kicked(options, run_dir, stage) for stage in STAGES}
-    minutes = {f"{stage}, min": result[stage]["wall_seconds"] / 60 for stage in STAGES}
+    spent = lambda stage: stage["wall_seconds"] + stage.get("compile_seconds", 0.0)
+    minutes = {f"{stage}, min": spent(result[stage]) / 60 for stage in STAGES}
     row = {"seed": seed, "steps": result["refined"]["steps"]}
     return Run(row, counts, minutes | _reached(run_dir / "refined" / JSONL))
 

@@ -60,7 +60,7 @@ def make(name: str, engine: str = "auto", threads: int | None = None, **options:
     Args:
       name: one of `names()`.
       engine: "native", "mjx", or "auto" (`jaxrobo.physics.make_physics`).
-      threads: CPU threads of the native engine; all cores if None.
+      threads: CPU threads of the native engine; each JAX device's share of the cores if None.
       **options: fields of the environment's `Config`.
 
     Raises:

@@ -135,7 +135,14 @@ def _progress(env: Env, options: Collection) -> tuple[int, int]:
         data.check_format(options.format or "", about)
         return 0, 0
     there = data.read(options.out)
+    if there.metadata.env is None:
+        raise data.DataError(f"{options.out} was written by others: choose another path")
     data.check_settings(there.metadata, about)
+    if bool(there.poses) != options.states:
+        how = "with" if there.poses else "without"
+        raise data.DataError(f"{options.out} was collected {how} --states")
+    if options.format not in (None, format_ := data.format_of(options.out)):
+        raise data.DataError(f"{options.out} is in the format {format_}, not {options.format}")
     return there.episodes, int(there.episode[-1]) + 1
 
 

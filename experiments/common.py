@@ -82,6 +82,8 @@ def make_trainer(
         raise ValueError(f"{algo} {what}")
     if needs == "demos":
         return make(made, data.read(Path(source)), config)
+    if needs == "base" and str(source) == EXPERT:
+        return make(made, _expert_base(made, envs.make(env, "native", **_fields(task))), config)
     if needs == "base":
         return make(made, _base(made, engine, source), config)
     return make(made, config)
@@ -101,18 +103,25 @@ def source_entry(algo: str, source: str | Path | None, run_dir: Path) -> dict[st
     return entry
 
 
+def _expert_base(env: Env, native: Env) -> residual_ppo.Base:
+    """The scripted expert, to correct.
+
+    The units are fitted on the native engine, whatever `env` runs on: they must be the same again
+    when what was learned in them is loaded for the other one. Raises ValueError if there's none.
+    """
+    if not hasattr(env, "expert"):
+        raise ValueError(f"{type(env.unwrapped).__name__} has no scripted expert")
+    count = _EXPERT_EPISODES
+    episodes = data.collect(native, native.expert(), (), count, batch=count)
+    return residual_ppo.Base(env.expert(), (), data.fit(episodes))
+
+
 def _base(env: Env, engine: str, source: str | Path) -> residual_ppo.Base:
     """The policy to correct, which must act as `env` is acted in.
 
     Raises:
-      ValueError: if the task has no expert, there's no such run, or it's of other settings.
+      ValueError: if there's no such run, or it's of other settings.
     """
-    if str(source) == EXPERT:
-        if not hasattr(env, "expert"):
-            raise ValueError(f"{type(env.unwrapped).__name__} has no scripted expert")
-        policy = env.expert()
-        episodes = data.collect(env, policy, (), _EXPERT_EPISODES, batch=_EXPERT_EPISODES)
-        return residual_ppo.Base(policy, (), data.fit(episodes))
     trainer = restore_trainer(Path(source), engine)
     if algorithm(rundir.read_config(Path(source))["algo"]).source != "demos":
         raise RunError(f"{source} is not the run of a cloned policy")

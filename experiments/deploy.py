@@ -3,17 +3,17 @@
 python -m experiments.deploy --robot dofbot --dry-run
 python -m experiments.deploy --robot dofbot --host 192.168.1.20 --run-dir runs/servo
 
-The policy acts in simulation and the robot follows the simulated joints, from its start pose on. On
-the Dofbot's computer runs jaxrobo/deploy/arm_server.py, a file of Python's standard library. Before
-you start: clear the space around the arm, and have its switch at hand.
+The policy acts in simulation and the robot follows the simulated joints, from its start pose on;
+where it's slower, the simulation waits. On the Dofbot's computer runs jaxrobo/deploy/arm_server.py,
+a file of Python's standard library. Before you start: clear the space around the arm, and have its
+switch at hand.
 """
 
 import contextlib
 import dataclasses
-import gc
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,16 +27,16 @@ from experiments.common import load
 from jaxrobo import rundir
 from jaxrobo._signals import stop_on_signal
 from jaxrobo.deploy import (
+    Deployment,
     Dofbot,
+    Lost,
     Robot,
     RobotError,
-    Timing,
     Twin,
     Ur10,
     arm_server,
     dofbot,
-    pace,
-    ramp,
+    follow,
     ur10,
 )
 from jaxrobo.deploy.dry_run import dry_run
@@ -44,6 +44,9 @@ from jaxrobo.training import RunError
 
 _RATE = 60.0
 """Commands a second."""
+
+_ROUNDING = 1e-6
+"""By which limits and start poses may be outside the robot's limits, rad."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class Options:
       checkpoint: the best on the validation split, or the last.
       run_seed: one of the run's seeds; the first if None.
       seed: draws the goals.
-      speed: highest speed of a joint, rad/s.
+      speed: highest speed of a joint, rad/s; if None, 1 for the Dofbot, 0.5 for the UR10.
       seconds: for how long; until Ctrl-C if None.
       dry_run: streams to a server on this computer, without an arm.
       compatible: the Dofbot's server is the original's: packets of 24 bytes, and no answers. Start
@@ -73,7 +76,7 @@ class Options:
     checkpoint: Literal["best", "last"] = "best"
     run_seed: int | None = None
     seed: int = 0
-    speed: float = 1.0
+    speed: float | None = None
     seconds: float | None = None
     dry_run: bool = False
     compatible: bool = False
@@ -100,18 +103,6 @@ class Options:
         if self.run_seed is not None and self.run_dir is None:
             raise ValueError("--run-seed needs --run-dir")
         dofbot.checked_start(self.start)
-
-
-class Outcome(NamedTuple):
-    """What a deployment was like.
-
-    Attributes:
-      timing: of the loop.
-      lag: the largest distance between a simulated joint and its command, rad.
-    """
-
-    timing: Timing
-    lag: float
 
 
 class Task(NamedTuple):
@@ -142,37 +133,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.failing(RunError, ValueError):
         twin = _twin(o)
     with (
-        cli.failing(RobotError),
+        cli.failing(RobotError, OSError),  # the latter of a dry run's server
         stop_on_signal("stopping the arm; again to abort") as stopped,
         _connected(o) as robot,
     ):
         print("moving to the start pose; then the policy, until Ctrl-C", flush=True)
-        outcome = stream(robot, twin, o.seconds or math.inf, stopped)
-        robot.stop()
-        print(f"stopped: the arm holds its pose\n{outcome.timing}")
-        _remark(o, twin, robot, outcome)
-
-
-def stream(robot: Robot, twin: Twin, seconds: float, stopped: Callable[[], bool]) -> Outcome:
-    """Brings a robot to the twin's pose, then lets it follow, until the time is over or `stopped`.
-
-    Raises:
-      RobotError: if the robot is lost, or can't reach the start pose.
-    """
-    lag = 0.0
-
-    def step() -> None:
-        nonlocal lag
-        q = twin.step()
-        lag = max(lag, float(np.max(np.abs(robot.send(q) - q))))
-
-    ramp(robot, twin.pose, _RATE, stopped=stopped)
-    gc.freeze()  # or the collector walks through all of JAX in the middle of a movement
-    try:
-        timing = pace(step, _RATE, seconds=seconds, stopped=stopped)
-    finally:
-        gc.unfreeze()
-    return Outcome(timing, lag)
+        try:
+            outcome = follow(robot, twin, _RATE, seconds=o.seconds or math.inf, stopped=stopped)
+        except Lost as lost:
+            _report(o, twin, robot, lost.outcome)
+            raise
+        print("stopped: the arm holds its pose")
+        _report(o, twin, robot, outcome)
 
 
 def _twin(o: Options) -> Twin:
@@ -187,7 +159,9 @@ def _twin(o: Options) -> Twin:
             raise RunError(f"{o.run_dir} is a run of {found}; a {o.robot} needs one of {task.name}")
         env, policy, params = load(o.run_dir, o.checkpoint, o.run_seed, "native")
     _check_limits(o.robot, env.unwrapped.arm.limits)
-    return Twin(env, policy, params, jax.random.key(o.seed))
+    twin = Twin(env, policy, params, jax.random.key(o.seed))
+    _check_start(o.robot, twin.pose)
+    return twin
 
 
 def _check_limits(robot: str, limits: np.ndarray) -> None:
@@ -199,7 +173,7 @@ def _check_limits(robot: str, limits: np.ndarray) -> None:
             "--gripper"
         )
     outside = np.maximum(own[:, 0] - limits[:, 0], limits[:, 1] - own[:, 1])
-    if np.max(outside) > 1e-6:
+    if np.max(outside) > _ROUNDING:
         joint = int(np.argmax(outside))
         raise RunError(
             f"the policy moves joint {joint + 1} between {limits[joint].round(2)} rad, a {robot} "
@@ -207,14 +181,27 @@ def _check_limits(robot: str, limits: np.ndarray) -> None:
         )
 
 
+def _check_start(robot: str, pose: np.ndarray) -> None:
+    """Raises RunError if a pose `[n]`, rad, isn't within a robot's limits."""
+    low, high = np.transpose(TASKS[robot].limits)
+    outside = np.maximum(low - pose, pose - high)
+    if np.max(outside) > _ROUNDING:
+        joint = int(np.argmax(outside))
+        raise RunError(
+            f"the simulation starts with joint {joint + 1} at {pose[joint]:.2f} rad, a {robot} may "
+            f"be between {low[joint]:.2f} and {high[joint]:.2f}: train without --upstream-quirks"
+        )
+
+
 @contextlib.contextmanager
 def _connected(o: Options) -> Iterator[Robot]:
     """The robot, or the server that stands in for it."""
+    speed = {} if o.speed is None else {"speed": o.speed}
     if o.robot == "ur10":
-        with Ur10(speed=o.speed) as robot:
+        with Ur10(**speed) as robot:
             yield robot
         return
-    options = dict(compatible=o.compatible, speed=o.speed)
+    options = dict(compatible=o.compatible, **speed)
     if not o.dry_run:
         with Dofbot(o.host, o.port or arm_server.PORT, start=o.start, **options) as robot:
             try:
@@ -225,22 +212,25 @@ def _connected(o: Options) -> Iterator[Robot]:
                     print(f"unless the server is started anew, go on with --start {angles}")
         return
     flags = ["--compatible"] if o.compatible else []
-    with dry_run(*flags, "--speed", str(math.degrees(o.speed))) as server:
+    if o.speed is not None:
+        flags += ["--speed", str(math.degrees(o.speed))]
+    with dry_run(*flags) as server:
         with Dofbot("127.0.0.1", server.port, **options) as robot:
             yield robot
         low, high, _ = server.stop()
         print(f"the servos were within {low.round(1)} and {high.round(1)} degrees")
 
 
-def _remark(o: Options, twin: Twin, robot: Robot, outcome: Outcome) -> None:
-    """What the user should know of how well the robot followed."""
+def _report(o: Options, twin: Twin, robot: Robot, outcome: Deployment) -> None:
+    """How well the robot followed."""
+    print(outcome.timing)
     print(f"{TASKS[o.robot].name} in simulation: {twin.metric:.0f} goals")
     if robot.limited:
         print(f"{robot.limited} commands were outside the joint limits, and clipped")
-    if outcome.lag > 0.1:
+    if outcome.waited > 0.05:
         print(
-            f"the arm was up to {outcome.lag:.2f} rad behind the simulation, which moves faster "
-            f"than --speed {o.speed} or the server's: train with --profile servo"
+            f"in {100 * outcome.waited:.0f} % of the periods the simulation waited for the arm: it "
+            "moves faster than --speed or the server allows; --profile servo trains a slower policy"
         )
 
 

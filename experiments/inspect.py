@@ -23,8 +23,6 @@ import envs
 from experiments import cli
 from jaxrobo import data
 
-_FPS = 30
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -51,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if o.video is not None:
         from jaxrobo.rendering import RendererUnavailable
 
-        with cli.failing(ValueError, RendererUnavailable):
+        with cli.failing(ValueError, OSError, RendererUnavailable):
             film(demos, o.video, o.episodes)
         print(o.video)
 
@@ -84,22 +82,23 @@ def film(demos: data.Trajectories, path: Path, episodes: Sequence[int]) -> None:
 
     Raises:
       DataError: if the episodes aren't there, or don't have what a film needs.
+      OSError: if the video can't be written.
       RendererUnavailable: if this machine can't draw.
       ValueError: if their task is unknown.
     """
-    from jaxrobo._video import real_time
+    from jaxrobo import rendering
     from jaxrobo.data.films import to_film
-    from jaxrobo.rendering import MAX_TILES, render, write_video
 
     about = demos.metadata
-    episodes = [e for e in episodes if e < demos.episodes]
-    if not 1 <= len(episodes) <= MAX_TILES:
-        raise data.DataError(f"1 to {MAX_TILES} episodes fit into a video, got {len(episodes)}")
+    episodes = [e for e in episodes if 0 <= e < demos.episodes]
+    if not 1 <= len(episodes) <= rendering.MAX_TILES:
+        raise data.DataError(
+            f"1 to {rendering.MAX_TILES} episodes fit into a video, got {len(episodes)}"
+        )
     trajectory = to_film(data.take(demos, episodes))
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in about.config.items()}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in (about.config or {}).items()}
     env = envs.make(about.env, "native", **fields)
-    stride, rate = real_time(env.dt, _FPS)
-    write_video(path, render(env.visual_model, trajectory, None, 400, 300, stride), rate)
+    rendering.film(env, trajectory, path)
 
 
 def _range(values: np.ndarray) -> str:

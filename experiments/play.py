@@ -5,12 +5,13 @@
 
 Every field of the task's `Config` is a flag; `--env NAME --help` lists them. A run has options of
 its own. While it trains, every new best policy takes the place of the one that acts; with
-`--checkpoint last`, every one that is saved does.
+`--checkpoint last`, every one that is saved does. The first is waited for.
 """
 
 import dataclasses
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -80,6 +81,7 @@ class Loaded(NamedTuple):
       env: its environment.
       policy: what acts there.
       params: its parameters.
+      acts: what acts, in words.
       trainer: of the run; None without one, as the next.
       path: the checkpoint that the parameters are of, or an older one.
     """
@@ -88,6 +90,7 @@ class Loaded(NamedTuple):
     env: Env
     policy: Policy
     params: Params
+    acts: str
     trainer: Trainer | None = None
     path: Path | None = None
 
@@ -103,15 +106,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("compiling ...", flush=True)
         player = Player(found.env, found.policy, found.params, o.num_envs, o.seed)
         page = Page(player, found.name, o.host, o.port)
-    print(f"{page.url} shows {found.name}; Ctrl-C ends it", flush=True)
+    print(f"{page.url} shows {found.name}; acting: {found.acts}; Ctrl-C ends it", flush=True)
+    page.note = f"acting: {found.acts}"
 
     def accept(params: Params, path: Path) -> None:
         player.params = params
-        page.note = _note(path)
+        page.note = f"acting: {_of_run(path)}"
 
     done = threading.Event()
     if found.trainer is not None:
-        page.note = _note(found.path)
         arguments = (o, found.trainer, found.path, accept, done)
         threading.Thread(target=follow, args=arguments, daemon=True).start()
     try:
@@ -137,7 +140,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, Any]:
 
 
 def load(o: Options, task: Any) -> Loaded:
-    """Makes what is played.
+    """Makes what is played; waits for a run's first checkpoint.
 
     Args:
       o: the options of the page.
@@ -154,9 +157,9 @@ def load(o: Options, task: Any) -> Loaded:
     if o.env not in (None, name):
         raise ValueError(f"{o.run_dir} is a run of {name}, not of {o.env}")
     trainer = restore_trainer(o.run_dir, o.engine)
-    path = checkpoint.newest(_series(o))  # first: what is saved from now on is newer
+    path = _wait_for_checkpoint(_series(o))  # first: what is saved from now on is newer
     policy, params = restore_policy(o.run_dir, trainer, o.checkpoint, o.run_seed)
-    return Loaded(name, trainer.env, policy, params, trainer, path)
+    return Loaded(name, trainer.env, policy, params, _of_run(path), trainer, path)
 
 
 def follow(
@@ -192,27 +195,38 @@ def _series(o: Options) -> Path:
     return o.run_dir / (rundir.BEST if o.checkpoint == "best" else rundir.LAST)
 
 
-def _note(path: Path | None) -> str:
-    return f"checkpoint: {path.parent.name} {path.name}" if path else ""
+def _wait_for_checkpoint(series: Path) -> Path:
+    """The newest checkpoint of a series. A run that has just begun saves its first in a minute."""
+    if checkpoint.newest(series) is None:
+        print(f"waiting for the first checkpoint in {series}; Ctrl-C ends it", flush=True)
+    while (path := checkpoint.newest(series)) is None:
+        time.sleep(_LOOK_AGAIN)
+    return path
 
 
-def _without_run(o: Options, env: Env, task: Any) -> tuple[Policy, Params]:
+def _of_run(path: Path) -> str:
+    return f"{path.parent.parent}, {path.parent.name} checkpoint ({path.name})"
+
+
+def _without_run(o: Options, env: Env, task: Any) -> tuple[Policy, Params, str]:
+    """A policy, its parameters, and what it is in words."""
     if o.policy == "zero":
-        return constant(jnp.zeros(env.action_size)), ()
+        return constant(jnp.zeros(env.action_size)), (), "zeros"
     if o.policy == "random":
-        return uniform(env.action_size), ()
+        return uniform(env.action_size), (), "random actions"
     if o.policy != "expert" and (name := trained.find(o.env, task)) is not None:
-        return trained.load(name, env)
+        return *trained.load(name, env), f"trained policy {name}"
     if o.policy == "trained":
         raise ValueError(_no_policy(o.env))
+    why = "" if o.policy == "expert" else f" ({_no_policy(o.env)})"
     try:
         if not hasattr(env, "expert"):
             raise ValueError(f"{type(env.unwrapped).__name__} has no scripted expert")
-        return env.expert(), ()
+        return env.expert(), (), f"scripted expert{why}"
     except ValueError:
         if o.policy == "expert":
             raise
-        return uniform(env.action_size), ()
+        return uniform(env.action_size), (), f"random actions, as there's no expert{why}"
 
 
 def _no_policy(env: str) -> str:

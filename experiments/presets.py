@@ -108,7 +108,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
 `experiments.refine` other than "cpu"), which adds to the former."""
 
 REFINEMENTS: dict[tuple[str, str], dict[str, Any]] = {
-    # Parts are kicked now and then: what to do about a peg that isn't where it should be.
+    # Parts are kicked every tenth step or so: what to do about a peg that isn't where it should be.
     ("PegHole", "cpu"): {"episodes": 4000, "clone": "bc", "perturbation": 0.1},
     ("PegHole", "long"): {"episodes": 8000, "clone": "bc", "perturbation": 0.1},
     ("PegHole", "paper"): {"episodes": 50, "clone": "diffusion_bc"},
@@ -121,6 +121,11 @@ def preset(env: str, algo: str, profile: str | None = None) -> dict[str, Any]:
     """The flags that a task, an algorithm and a profile stand for."""
     general = PRESETS.get((env, algo), {})
     return general | PRESETS.get((env, algo, profile), {}) if profile else general
+
+
+def has_preset(env: str, algo: str, profile: str | None = None) -> bool:
+    """Whether there is one; for a profile, one of its own."""
+    return (env, algo, profile) in PRESETS if profile else (env, algo) in PRESETS
 
 
 def refinement(env: str, chosen: str) -> dict[str, Any]:

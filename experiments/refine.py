@@ -39,7 +39,7 @@ from experiments.common import (
     make_trainer,
     source_entry,
 )
-from experiments.presets import preset, refinement
+from experiments.presets import has_preset, preset, refinement
 from jaxrobo import data, rundir, training
 from jaxrobo.env import Env, PhysicsEnv
 from jaxrobo.evaluation import Estimate, evaluate
@@ -90,9 +90,10 @@ class Refinement:
     test_episodes: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "test_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("episodes", "test_episodes", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -101,19 +102,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     argv = sys.argv[1:] if argv is None else list(argv)
     options, task = parse(argv)
-    with cli.failing(ValueError, data.NoSuccess):
-        finished = refine(options, task)
+    with cli.failing(ValueError):
+        env, run_dir = _begin(options, task)
+    with cli.failing(training.RunError, data.DataError, data.NoSuccess):
+        finished = _refine(env, options, task, run_dir)
     if not finished:
         again = argv if options.resume else [*argv, "--resume"]
         print(f"to go on: {_COMMAND} {shlex.join(again)}")
 
 
-def refine(options: Refinement, task: Any) -> bool:
-    """Runs what is left of the stages; False if one was interrupted.
+def _begin(options: Refinement, task: Any) -> tuple[Env, Path]:
+    """The environment, and the run's folder, new or to go on with.
 
     Raises:
       ValueError: if an option is wrong, the folder is taken or the demonstrations can't be used.
-      NoSuccess: if the expert fails all the time.
     """
     run_dir = options.run_dir or Path("runs", f"{options.env}-refine-{options.seed}")
     env = envs.make(options.env, options.engine, **dataclasses.asdict(task))
@@ -121,6 +123,16 @@ def refine(options: Refinement, task: Any) -> bool:
     config = {"refinement": _lasting(options), "task": task, "engine": env.engine}
     rundir.check(run_dir, config, options.resume)
     rundir.write_json(run_dir / rundir.CONFIG, config)
+    return env, run_dir
+
+
+def _refine(env: Env, options: Refinement, task: Any, run_dir: Path) -> bool:
+    """Runs what is left of the stages; False if one was interrupted.
+
+    Raises:
+      RunError: if a stage's folder isn't of this run.
+      NoSuccess: if the expert fails all the time.
+    """
     results = {"expert": _demonstrate(env, options, task, run_dir)}
     sources = {"clone": options.demos or run_dir / _DEMOS, "refined": run_dir / "clone"}
     for stage, source in sources.items():
@@ -138,8 +150,8 @@ def _check(env: Env, options: Refinement) -> None:
         raise ValueError(f"{options.env} has no scripted expert")
     env.expert()
     for algo in (_algorithm(options, stage) for stage in _STAGES):
-        if "steps" not in _preset(options.env, options.preset, algo):
-            raise ValueError(f"{options.env} has no preset for {algo}")
+        if not has_preset(options.env, algo, _profile(options.preset)):
+            raise ValueError(f"{options.env} has no preset {options.preset!r} for {algo}")
     if options.demos is not None:
         data.check_env(data.read(options.demos), env)
 
@@ -149,7 +161,11 @@ def _algorithm(options: Refinement, stage: str) -> str:
 
 
 def _preset(env: str, chosen: str, algo: str) -> dict[str, Any]:
-    return preset(env, algo, None if chosen == Refinement.preset else chosen)
+    return preset(env, algo, _profile(chosen))
+
+
+def _profile(chosen: str) -> str | None:
+    return None if chosen == Refinement.preset else chosen
 
 
 def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
@@ -172,7 +188,7 @@ _DEMOS = "demonstrations.zarr"
 
 def _lasting(options: Refinement) -> dict[str, Any]:
     """What must not change when a run goes on."""
-    free = ("run_dir", "resume", "steps", "test_episodes")
+    free = ("run_dir", "resume", "test_episodes")
     return {k: v for k, v in rundir.plain(options).items() if k not in free}
 
 
@@ -189,6 +205,8 @@ def _demonstrate(env: Env, options: Refinement, task: Any, run_dir: Path) -> dic
         options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
         preset_ = refinement(options.env, options.preset)
         _, changes = cli.distribute(preset_, Refinement, type(task))
+        usual = dataclasses.asdict(type(task)())
+        changes = {k: v for k, v in changes.items() if getattr(task, k) == usual[k]}
         disturbed = dataclasses.asdict(dataclasses.replace(task, **changes))
         demo_env = envs.make(options.env, options.engine, **disturbed)
         collect(demo_env, demo_env.expert(), options_)
@@ -215,7 +233,7 @@ def _train(
         run["steps"] = options.steps
     if (folder / rundir.RESULT).exists():
         result = json.loads((folder / rundir.RESULT).read_text())
-        if (result["config"]["steps"], result["episodes"]) == (run["steps"], options.test_episodes):
+        if result["episodes"] == options.test_episodes:
             return result
     print(f"stage {_STAGES.index(stage) + 2} of 3: {stage}", flush=True)
     trainer = make_trainer(options.env, options.engine, task, algo, config_class(**config), source)
@@ -274,10 +292,15 @@ def _show(title: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> 
     table = Table("", *results, title=title)
     for name, label in ((metric, metric), ("length_of_success", f"steps to {metric}")):
         found = [r["estimates"].get(name) for r in results.values()]
-        table.add_row(label, *(cell(None if e is None else Estimate(**e)) for e in found))
+        table.add_row(label, *(cell(None if e is None else _estimate(e)) for e in found))
     seconds = [r["wall_seconds"] + r.get("compile_seconds", 0.0) for r in results.values()]
     table.add_row("wall time, s", *(f"{s:.0f}" for s in seconds))
     rich.print(table)
+
+
+def _estimate(stored: Mapping[str, float | None]) -> Estimate:
+    """JSON has null for NaN: one episode has a mean, but no interval."""
+    return Estimate(**{k: math.nan if v is None else v for k, v in stored.items()})
 
 
 def _film(env: Env, options: Refinement, run_dir: Path, path: Path) -> None:

@@ -23,7 +23,7 @@ from experiments.common import (
     show,
     source_entry,
 )
-from experiments.presets import preset
+from experiments.presets import has_preset, preset
 from jaxrobo import data, rundir, training
 from jaxrobo.metrics import JSONL
 
@@ -41,6 +41,7 @@ class Run:
         accelerator.
       demos: demonstrations to clone, a file of `experiments.collect`.
       base: the policy that a residual policy corrects: the folder of a run, or "expert".
+      preset: of `experiments.refine`, whose stage this is: long, paper; its ordinary one if None.
       run_dir: where everything is written; runs/<env>-<algo>-<seed> if None.
       resume: go on with the run in that folder.
       seed: the first seed.
@@ -58,6 +59,7 @@ class Run:
     engine: Literal["auto", "native", "mjx"] = "auto"
     demos: Path | None = None
     base: str | None = None
+    preset: str | None = None
     run_dir: Path | None = None
     resume: bool = False
     seed: int = 0
@@ -113,7 +115,7 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
     so these are looked for first.
     """
     known = f"tasks: {', '.join(envs.names())}; algorithms: {', '.join(ALGORITHMS)}"
-    name, algo, profile = cli.peek(argv, "--env", "--algo", "--profile")
+    name, algo, profile, chosen = cli.peek(argv, "--env", "--algo", "--profile", "--preset")
     if name is None:
         if {"-h", "--help"} & set(argv):
             cli.parse(Run, ["--help"], _COMMAND, f"{__doc__}\n{known}")
@@ -122,7 +124,9 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
     with cli.failing(ValueError):
         task, config = envs.config_class(name), algorithm(algo).config_class
         options = cli.merge(run=Run, task=task, algorithm=config)
-        values = cli.distribute(preset(name, algo, profile), Run, task, config)
+        if chosen is not None and not has_preset(name, algo, chosen):
+            raise ValueError(f"{name} has no preset {chosen!r} for {algo}")
+        values = cli.distribute(preset(name, algo, chosen or profile), Run, task, config)
         run = Run(env=name, algo=algo, **values[0])
         default = options(run, task(**values[1]), config(**values[2]))
     parsed = cli.parse(options, argv, _COMMAND, f"{__doc__}\n{known}", default)

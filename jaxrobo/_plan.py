@@ -49,6 +49,10 @@ class Plan:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        env = self.trainer.env
+        if env.time_limit is None:
+            name = type(env.unwrapped).__name__
+            raise RunError(f"an episode needs an end: {name} has no time limit")
         for name in ("steps", "evaluate_every", "seeds", "evaluation_episodes", "test_episodes"):
             if getattr(self, name) < 1:
                 raise RunError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -56,8 +60,8 @@ class Plan:
             raise RunError(f"seed must not be negative, got {self.seed}")
         if self.patience is not None and self.patience < 1:
             raise RunError(f"patience must be at least 1, got {self.patience}")
-        if self.seeds > 1 and isinstance(self.trainer.env, HostEnv):
-            name = type(self.trainer.env).__name__
+        if self.seeds > 1 and isinstance(env, HostEnv):
+            name = type(env).__name__
             raise RunError(f"seeds must be 1 with {name}, whose simulations are there once")
 
     @property

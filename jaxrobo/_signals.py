@@ -30,6 +30,8 @@ def stop_on_signal(message: str) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in (signal.SIGINT, signal.SIGTERM)}
+    # A shell makes its background jobs deaf to the Ctrl-C that is for the one in front.
+    previous = {s: handler for s, handler in previous.items() if handler is not signal.SIG_IGN}
     for number in previous:
         signal.signal(number, handle)
     try:

@@ -8,15 +8,17 @@ that loads.
 import concurrent.futures
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+
+T = TypeVar("T")
 
 
 class RunError(ValueError):
@@ -76,16 +78,9 @@ def load(folder: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     Raises:
       RunError: if there is none, it's damaged, or holds something else than `template`.
     """
-    path = newest(folder)
-    if path is None:
-        raise RunError(f"there is no checkpoint in {folder}")
+    path, (leaves, digest, info) = _of_newest(folder, _restore_meta)
     named = _named(template)
     blank = {k: np.empty(s.shape, s.dtype) for k, s in jax.eval_shape(_key_data, named).items()}
-    try:
-        meta = _restore(path, "meta", ocp.args.JsonRestore())
-        leaves, digest, info = meta["leaves"], meta["digest"], meta["info"]
-    except Exception as error:  # orbax raises anything on files with any content
-        raise _damaged(path, error) from error
     if leaves != (expected := _describe(named)):
         raise RunError(f"{path} holds something else: {_difference(leaves, expected)}")
     stored = _without_empty(blank)
@@ -93,6 +88,8 @@ def load(folder: Path, template: Any) -> tuple[Any, dict[str, Any]]:
         _read_through(path / "state", stored)
         data = blank | _restore(path, "state", ocp.args.StandardRestore(stored))
     except Exception as error:
+        if newest(folder) != path:
+            return load(folder, template)
         raise _damaged(path, error) from error
     if _digest(_Snapshot(leaves, data)) != digest:
         raise _damaged(path, "its contents don't match their checksum")
@@ -112,13 +109,25 @@ def stored_fingerprint(folder: Path) -> str:
     Raises:
       RunError: if there is none, or it's damaged.
     """
+    return _of_newest(folder, _restore_meta)[1][1]
+
+
+def _of_newest(folder: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """The newest checkpoint and what `read` makes of it; of the next one if a run replaces it."""
     path = newest(folder)
     if path is None:
         raise RunError(f"there is no checkpoint in {folder}")
     try:
-        return _restore(path, "meta", ocp.args.JsonRestore())["digest"]
+        return path, read(path)
     except Exception as error:  # orbax raises anything on files with any content
+        if newest(folder) != path:
+            return _of_newest(folder, read)
         raise _damaged(path, error) from error
+
+
+def _restore_meta(path: Path) -> tuple[Any, str, dict[str, Any]]:
+    meta = _restore(path, "meta", ocp.args.JsonRestore())
+    return meta["leaves"], meta["digest"], meta["info"]
 
 
 def fingerprint(tree: Any) -> str:

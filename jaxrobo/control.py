@@ -160,7 +160,7 @@ def grip(last: jax.Array, command: jax.Array) -> tuple[jax.Array, jax.Array]:
       command: above zero closes, below opens. []
 
     Returns:
-      1 to close or -1 to open (a zero closes), and `last` for the next step. [], []
+      1 to close or -1 to open (a zero that persists closes), and `last` for the next step. [], []
     """
     turns = (jnp.sign(command) != jnp.sign(last)) & (jnp.abs(command) > GRASP_MARGIN)
     effective = jnp.where(turns, command, last)

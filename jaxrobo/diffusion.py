@@ -6,7 +6,7 @@ condition are in its closure. `vmap` makes batches.
     schedule = squared_cosine(100)
     predict = lambda noisy, step: unet.apply(params, noisy, step, condition)
     loss = epsilon_loss(schedule, predict, clean, key)
-    noise = jax.random.normal(key, clean.shape)
+    noise = jax.random.normal(sample_key, clean.shape)
     clean = ddim_sample(schedule, predict, noise, ddim_steps(schedule, 16))
 """
 

@@ -352,7 +352,9 @@ class AutoReset(Wrapper):
     def step(self, state: State, action: jax.Array) -> State:
         """See `Env.step`."""
         key = state.info["reset_key"]
-        state = self.env.step(state.replace(done=jnp.zeros_like(state.done)), action)
+        no = jnp.zeros_like(state.terminated)
+        begun = state.replace(done=jnp.zeros_like(state.done), terminated=no, truncated=no)
+        state = self.env.step(begun, action)
         final_obs = state.obs
         next_key, key = jax.random.split(key)
         next_key = jnp.where(state.done > 0, next_key, state.info["reset_key"])

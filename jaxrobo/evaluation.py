@@ -39,6 +39,9 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Runs a policy for some episodes, each to its own end.
 
+    Every call compiles anew. For parameters one after another, jit an `episode_runner` and give it
+    to `run_episodes` and `summarise`.
+
     Episode i starts from `episode_key(split, seed, i)` (`jaxrobo.rollout`), whatever the batch; of
     a `HostEnv`, episodes are seeded `num_envs` at a time.
 
@@ -52,12 +55,14 @@ def evaluate(
       batch: simulations side by side; a `HostEnv` uses all that it has.
 
     Returns:
-      An estimate of each sum of `run_episode`: the task's metric first, then reward, length and the
-      rest, and what `summarise` adds.
+      An estimate of each sum of `run_episode`: the task's metric first, then the others by their
+      names, then what `summarise` adds.
 
     Raises:
       ValueError: on an unknown split, no time limit, or `episodes` or `batch` below 1.
     """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
     batch = batch_size(env, min(batch, episodes))
     run = episode_runner(env, policy, batch)
     run = run if isinstance(env, HostEnv) else jax.jit(run)
@@ -80,7 +85,7 @@ def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
       ValueError: if `batch` isn't positive, or the environment has no time limit.
     """
     if batch < 1:
-        raise ValueError(f"at least 1 episode is needed, got {batch}")
+        raise ValueError(f"batch must be at least 1, got {batch}")
     if isinstance(env, HostEnv):
         return lambda params, key, first: host.run_episodes(
             env, policy, params, jax.random.fold_in(key, first)

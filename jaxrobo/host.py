@@ -7,7 +7,7 @@ chunked policy don't wait for its end: each plans when its own plan is used up.
 """
 
 import functools
-import itertools
+import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,12 +88,9 @@ def rollout(
         outcome = env.advance(action)
         state, action, aux, rows = programs.go_on(params, state, action, aux, outcome, rows, t)
     state, rows = programs.absorb(state, action, aux, env.advance(action), rows, steps - 1)
-    env.ticket = next(_TICKETS)
+    env.ticket = secrets.randbits(31)  # a state from another process must not have it too
     info = {**state.env.info, "ticket": jnp.full(env.num_envs, env.ticket, jnp.int32)}
     return state.replace(env=state.env.replace(info=info)), rows
-
-
-_TICKETS = itertools.count()
 
 
 def run_episodes(env: HostEnv, policy: Policy, params: Params, key: jax.Array) -> dict:
@@ -192,6 +189,7 @@ def _fresh(kind: _Kind, policy: Policy, obs: Observation, key: jax.Array) -> Rol
     next episode in the next step, whatever the action; and the "ticket" of the last rollout.
     """
     policy_key, key = jax.random.split(key)
+    obs = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), obs)
     no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     state = State(
         data=NoPhysics(kind.name),

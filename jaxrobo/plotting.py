@@ -152,6 +152,8 @@ def _add_wall_time(axes: Axes, elapsed: Sequence[_Curve]) -> None:
     if not all(len(c.steps) for c in elapsed):
         return
     steps, seconds = _mean(elapsed)
+    if not len(steps):  # the runs have no steps in common
+        return
     seconds = np.maximum.accumulate(seconds)
     unit, name = next((u for u in _UNITS if seconds[-1] >= 2 * u[0]), _UNITS[-1])
     times = MaxNLocator(nbins=6, integer=True).tick_values(0, seconds[-1] / unit)

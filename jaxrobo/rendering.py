@@ -19,6 +19,7 @@ from jaxrobo._files import replacing
 from jaxrobo._opengl import RendererUnavailable, canvas, choose_backend
 from jaxrobo._video import real_time, write_video
 from jaxrobo.env import Env, State
+from jaxrobo.physics.native import BOUNDS
 from jaxrobo.policy import Params, Policy, watched
 from jaxrobo.rollout import rollout, start
 
@@ -254,8 +255,15 @@ def own_model(
     """A copy with an episode's own fields, that computes nothing but poses and is cheap to draw."""
     model = copy.copy(mj_model)
     for name, values in fields.items():
-        if not name.startswith("opt."):
-            getattr(model, name)[:] = values[episode]
+        if name.startswith("opt.") or name in BOUNDS:
+            continue
+        field, own = getattr(model, name), values[episode]
+        if field.shape != own.shape:
+            raise ValueError(
+                f"{name!r} varies between episodes, but has shape {field.shape} in the model for "
+                f"pictures, not {own.shape}: what varies can't be shown"
+            )
+        field[:] = own
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONSTRAINT)
     # MuJoCo's defaults (4 samples, 4096) take 3 to 4 times as long in software.

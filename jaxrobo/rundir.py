@@ -41,8 +41,13 @@ def check(run_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
             raise RunError(
                 f"{run_dir} was started with another configuration: {'; '.join(changes)}"
             )
-    elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    elif run_dir.exists() and (not run_dir.is_dir() or any(map(_ours, run_dir.iterdir()))):
         raise RunError(f"{run_dir} exists: resume the run, or choose another folder")
+
+
+def _ours(path: Path) -> bool:
+    """Whether it's something that was written; a kill leaves hidden ones that weren't."""
+    return not path.name.startswith(".")
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Everything else in the library is a pure function; this is the only loop that to
 clocks.
 """
 
+import copy
 import dataclasses
 import math
 import time
@@ -152,6 +153,8 @@ def restore_policy(
     """
     run_dir = Path(run_dir)
     config = rundir.read_config(run_dir)
+    if "seeds" not in config:
+        raise RunError(f"{run_dir} is not the run of one policy")
     first, seeds = config["seed"], config["seeds"]
     seed = first if seed is None else seed
     if not first <= seed < first + seeds:
@@ -171,7 +174,7 @@ def restore_policy(
 
 @dataclasses.dataclass
 class _Progress:
-    """How far a run is. `best` and what belongs to it has a checkpoint of its own.
+    """How far a run is. `best` has a checkpoint of its own.
 
     Attributes:
       state: the `TrainState`.
@@ -211,9 +214,9 @@ def _load(plan: Plan) -> _Progress | None:
         raise RunError(
             f"{plan.run_dir} was started with other inputs (a data set, a frozen policy)"
         )
-    params, scores = checkpoint.load(best, plan.trainer.learned(template))
+    params, _ = checkpoint.load(best, plan.trainer.learned(template))
     print(f"resuming from step {plan.steps_after(counters['iteration']):,}", flush=True)
-    return _Progress(state, params, **scores, **counters)
+    return _Progress(state, params, **counters)
 
 
 def _begin(plan: Plan, programs: Programs) -> _Progress:
@@ -296,10 +299,11 @@ class _Loop:
     def _save(self, with_best: bool = False) -> None:
         progress, run_dir = self.progress, self.plan.run_dir
         self._tick()
-        names = ("iteration", "flat", "wall_seconds", "compile_seconds")
-        counters = {k: getattr(progress, k) for k in names}
-        scores = {"scores": list(progress.scores), "best_steps": list(progress.best_steps)}
-        best = (run_dir / rundir.BEST, progress.best, scores)
+        # All of them with the state: after a kill between the two, the evaluation that is made
+        # again finds the scores of then.
+        names = ("scores", "best_steps", "iteration", "flat", "wall_seconds", "compile_seconds")
+        counters = {k: copy.copy(getattr(progress, k)) for k in names}
+        best = (run_dir / rundir.BEST, progress.best, {})
         last = (run_dir / rundir.LAST, progress.state, counters | {"inputs": self.inputs_hash})
         self.writer.write(*([best, last] if with_best else [last]))
 

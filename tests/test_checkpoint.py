@@ -96,6 +96,8 @@ def _flip(path):
     path.write_bytes(content)
 
 
+# What tensorstore still reads of a damaged checkpoint may end after orbax has closed its loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [_delete, _truncate, _empty, _flip])
 def test_damage_is_noticed_or_harmless(tmp_path, damage):
     tree = {"w": jnp.arange(1000.0), "b": jnp.ones(3)}
@@ -115,6 +117,21 @@ def test_damage_is_noticed_or_harmless(tmp_path, damage):
     for message in messages:
         assert "is damaged, or not one of ours" in message
         assert len(message) < 200 + len(str(tmp_path))
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path, monkeypatch):
+    save(tmp_path, {"x": jnp.zeros(3)}, {"n": 1})
+    restore = checkpoint._restore
+
+    def late(path, *what):
+        if path.name == "1":  # as if the run had just gone on
+            save(tmp_path, {"x": jnp.ones(3)}, {"n": 2})
+        return restore(path, *what)
+
+    monkeypatch.setattr(checkpoint, "_restore", late)
+    tree, info = load(tmp_path, {"x": jnp.zeros(3)})
+    assert info == {"n": 2}
+    np.testing.assert_array_equal(tree["x"], 1)
 
 
 def test_missing_and_foreign_checkpoints_are_refused(tmp_path):

@@ -33,6 +33,7 @@ from tests.learning.diagnostic_envs import (
     endless,
     first_state,
 )
+from tests.tiny import Draw
 
 KEY = jax.random.key(0)
 STAY = jnp.zeros(1)
@@ -247,6 +248,19 @@ def test_an_episode_doesnt_depend_on_when_its_predecessor_ended(walks):
     assert jnp.argmax(slow.terminated) != jnp.argmax(fast.terminated)
     first = lambda states: states.data.x[jnp.argmax(states.terminated)]
     assert first(slow) == first(fast)
+
+
+def test_an_episode_after_one_that_was_cut_short_is_not_cut_short_at_once():
+    env = AutoReset(TimeLimit(Draw(), 3))  # whose step says nothing of truncation
+    step, state, age = jax.jit(env.step), jax.jit(env.reset)(jax.random.key(0)), 0
+    cut = []
+    for _ in range(60):
+        state, age = step(state, jnp.zeros(1)), age + 1
+        if state.truncated:
+            cut.append(age)
+        age = 0 if state.done else age
+    assert len(cut) > 1
+    assert set(cut) == {3}
 
 
 def test_truncation_resets_the_time_limit():

@@ -18,6 +18,7 @@ from jaxrobo.evaluation import (
 )
 from jaxrobo.policy import constant
 from jaxrobo.rollout import episode_key
+from tests.outside import Walkers
 from tests.tiny import Draw
 
 ENV = TimeLimit(Draw(), 8)
@@ -120,7 +121,7 @@ def test_episodes_are_the_same_for_any_batch_and_each_counts_once(batch):
     estimates = evaluate(ENV, constant([0.25]), None, "test", seed=7, episodes=16, batch=batch)
     for name, values in expected_sums("test", 7, 16, 0.25).items():
         assert estimates[name].mean == pytest.approx(values.mean(), rel=1e-6)
-    assert next(iter(estimates)) == "success"
+    assert list(estimates) == ["success", "length", "reward", "length_of_success"]
 
 
 def test_splits_and_seeds_are_different_episodes():
@@ -134,8 +135,9 @@ def test_splits_and_seeds_are_different_episodes():
     ("env", "options", "message"),
     [
         (ENV, {"split": "dev"}, "unknown split 'dev'; valid: train, validation, test"),
-        (ENV, {"episodes": 0}, "at least 1 episode is needed, got 0"),
-        (ENV, {"batch": -1}, "at least 1 episode is needed, got -1"),
+        (ENV, {"episodes": 0}, "episodes must be at least 1, got 0"),
+        (Walkers(), {"episodes": 0}, "episodes must be at least 1, got 0"),
+        (ENV, {"batch": -1}, "batch must be at least 1, got -1"),
         (Draw(), {}, "needs an end"),
     ],
 )

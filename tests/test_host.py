@@ -11,6 +11,7 @@ import pytest
 
 from jaxrobo import host, simulations, training
 from jaxrobo.data import Normaliser
+from jaxrobo.env import Metric, Outcome, Spec
 from jaxrobo.evaluation import evaluate
 from jaxrobo.learning import ppo, residual_ppo
 from jaxrobo.learning.trainer import over_seeds
@@ -130,9 +131,13 @@ def test_a_number_that_isnt_finite_doesnt_spoil_the_training():
             outcome = super().advance(action)
             return outcome._replace(final_obs=outcome.final_obs.at[1].set(jnp.nan))
 
+        def start(self, seed):
+            return super().start(seed).at[2].set(jnp.inf)
+
     trainer = ppo.make(Broken(4), SMALL)
     state, metrics = trainer.step(trainer.init(jax.random.key(0), ()), ())
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    learned = state.params, state.observation_stats
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned))
     assert metrics["episode/diverged"] > 0
 
 
@@ -183,6 +188,37 @@ def test_ppo_learns_to_walk_to_the_right(autoreset, whole, tmp_path):
     result = training.run(trainer, tmp_path, **budget)
     before = evaluate(env, *trainer.policy(trainer.init(jax.random.key(0), ())), episodes=64)
     assert result.evaluation[0]["reward"].low > before["reward"].high
+
+
+class Counters(Walkers):
+    """Many simulations that show small numbers of some type, and never end."""
+
+    action_size, metric_names, metric = 1, (), Metric("reward", kind="count")
+
+    def __init__(self, num_envs, dtype):
+        self.num_envs, self.observation_spec = num_envs, Spec((1,), dtype)
+        self.obs = jnp.arange(num_envs).reshape(-1, 1).astype(jnp.uint8).astype(dtype)
+
+    def start(self, seed):
+        return self.obs
+
+    def advance(self, action):
+        nothing = jnp.zeros(self.num_envs)
+        return Outcome(self.obs, nothing, nothing > 0, nothing > 0, {}, self.obs)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float16])
+def test_ppo_sums_small_types_without_loss(dtype):
+    """A hundred thousand rows: more than uint8 counts to, or float16 (65,504)."""
+    env = Counters(100_000, dtype)
+    config = ppo.Config(num_envs=env.num_envs, horizon=1, minibatches=1, epochs=1, hidden=(1,))
+    trainer = ppo.make(env, config)
+    state, metrics = trainer.step(trainer.init(jax.random.key(0), ()), ())
+    stats, seen = state.observation_stats, np.asarray(env.obs, np.float64)
+    assert stats.count == len(seen)
+    np.testing.assert_allclose(stats.mean, seen.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(stats.var, seen.var(0), rtol=1e-4)
+    assert abs(metrics["policy_loss"]) < 1e-3  # advantages have a mean of zero
 
 
 def test_a_residual_learns_on_top_of_a_base_that_acts_in_chunks():
@@ -274,6 +310,17 @@ def test_each_state_has_simulations_of_its_own():
     assert_starts(env, host.rollout(env, NOISY, 0.3, second, 4)[1])
 
 
+def test_tickets_are_drawn():
+    """A state from a checkpoint has that of another process, where as many rollouts were made."""
+    env, tickets = Walkers(), []
+    state = host.start(env, NOISY, jax.random.key(0))
+    for _ in range(3):
+        state, _ = host.rollout(env, NOISY, 0.3, state, 4)
+        assert (state.env.info["ticket"] == env.ticket).all()
+        tickets.append(env.ticket)
+    assert np.ptp(tickets) > 1000
+
+
 def test_simulations_arent_kept():
     env = Walkers()
     host.rollout(env, NOISY, 0.3, host.start(env, NOISY, jax.random.key(0)), 2)
@@ -283,12 +330,17 @@ def test_simulations_arent_kept():
     assert alive() is None
 
 
-def test_several_seeds_and_other_numbers_of_simulations_are_refused(tmp_path):
+def test_what_cannot_be_run_outside_jax_is_refused(tmp_path):
     trainer = ppo.make(Walkers(4), SMALL)
     with pytest.raises(ValueError, match="Walkers trains one seed at a time"):
         over_seeds(trainer)
     with pytest.raises(training.RunError, match="seeds must be 1 with Walkers"):
         training.run(trainer, tmp_path, steps=64, evaluate_every=64, seeds=2)
+    endless = Walkers(4)
+    endless.time_limit = None
+    with pytest.raises(training.RunError, match="an episode needs an end: Walkers has no time"):
+        training.run(ppo.make(endless, SMALL), tmp_path, steps=64, evaluate_every=64)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="num_envs is 4, but Walkers has 3 simulations"):
         simulations.start(Walkers(3), NOISY, jax.random.key(0), 4)
     with pytest.raises(ValueError, match="Walkers ends its episodes itself"):

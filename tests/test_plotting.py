@@ -109,6 +109,12 @@ def test_no_wall_time_if_a_run_has_none(drawn, tmp_path):
     assert len(drawn(timed, write(tmp_path / "b", [train(0, 0), train(9, 1)]))) == 1
 
 
+def test_no_wall_time_if_runs_have_no_steps_in_common(drawn, tmp_path):
+    early = write(tmp_path / "a", [train(0, 0, seconds=0.0), train(9, 1, seconds=5.0)])
+    late = write(tmp_path / "b", [train(20, 0, seconds=7.0), train(29, 1, seconds=9.0)])
+    assert len(drawn(early, late)) == 1
+
+
 def test_a_row_that_is_still_being_written_is_left_out(drawn, tmp_path):
     log = write(tmp_path / "log", [train(10, 2), train(20, 4)], end='\n{"steps": 3')
     assert lines(drawn(log)[0])["training"] == [[10, 2], [20, 4]]

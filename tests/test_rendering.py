@@ -243,6 +243,11 @@ class TestRender:
         assert MODEL.geom_size[ball, 0] == 0.1
         assert MODEL.vis.quality.offsamples == 4
 
+    def test_what_varies_in_a_model_with_other_geoms_is_refused(self):
+        sizes = np.ones((1, MODEL.ngeom - 1, 3))
+        with pytest.raises(ValueError, match="'geom_size' varies between episodes, but has shape"):
+            frames_of(MODEL, still(model={"geom_size": sizes}), None, 8, 8)
+
     def test_the_camera_can_be_chosen(self):
         first, above, high = (
             frames_of(MODEL, still(x=0.5), name, 64, 64)[0] for name in (None, "above", "high")

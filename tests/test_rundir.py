@@ -53,6 +53,8 @@ def test_all_differences_are_named_with_both_values(tmp_path):
 def test_only_a_new_or_empty_folder_is_taken(tmp_path):
     check(tmp_path / "new", {}, resume=False)
     check(tmp_path, {}, resume=False)
+    (tmp_path / ".config-x").mkdir()  # a kill left it
+    check(tmp_path, {}, resume=False)
     (tmp_path / "file").write_text("precious")
     for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(RunError, match="exists: resume the run, or choose another folder"):

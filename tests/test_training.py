@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,23 @@ def test_a_killed_run_goes_on_bitwise_in_another_process(tmp_path, other_process
     resumed = run(killed, done + 3, evaluate_every=PER_ITERATION, resume=True)
     result = run(straight, done + 3, evaluate_every=PER_ITERATION)
     assert bits(resumed.state) == bits(result.state)
+    assert bits(resumed.params) == bits(result.params)
+    assert rows(killed) == rows(straight)
+
+
+def test_a_kill_between_best_and_last_changes_nothing(tmp_path):
+    killed, straight, last = (tmp_path / name for name in ("killed", "straight", "killed/last"))
+    options = dict(seed=2, patience=3)
+    run(killed, 4, **options)
+    shutil.copytree(last, tmp_path / "earlier")
+    run(killed, 6, resume=True, **options)
+    scores = [r["validation/success"] for r in rows(killed) if "validation/success" in r]
+    assert scores[0] == scores[1] == scores[2] < scores[3]
+    shutil.rmtree(last)
+    shutil.copytree(tmp_path / "earlier", last)  # as if the next one hadn't been written yet
+    resumed = run(killed, 8, resume=True, **options)
+    result = run(straight, 8, **options)
+    assert (resumed.steps, resumed.evaluation) == (result.steps, result.evaluation)
     assert bits(resumed.params) == bits(result.params)
     assert rows(killed) == rows(straight)
 

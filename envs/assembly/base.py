@@ -69,8 +69,8 @@ class AssemblyConfig:
       randomness: how much starts vary.
       terminate_on_success: whether the episode ends when all is assembled. If not it goes on,
         without reward, until its time is up.
-      perturbation: probability that a part is kicked in a step; the original's perturbed episodes
-        have 0.01.
+      perturbation: probability that a part is kicked in a step; the perturbed episodes of the
+        original's other tasks have 0.01.
       observe_errors: whether `pair_errors` is observed as well, which says nothing new, but what a
         small network would need long to work out: tenths of a millimetre.
     """
@@ -99,16 +99,22 @@ class AssemblyEnv(PhysicsEnv):
     inverse kinematics turns the pose into joint targets, which the drives follow with a lag of 0.2
     s.
 
+    With `action="delta"` the pose is a change of the current one (see `control.pose_target`).
+
     Observation, clipped to +-3: `robot_state` `[16]`, of the end effector in the frame of the
     robot's base: position (3), rotation as 6D (6), linear (3) and angular velocity (3); opening of
     the hand (1). `parts_poses` `[7 (P + 1)]`, in the frame of an AprilTag: position and quaternion,
     **xyzw**, of every part and of the obstacle's front bar. With `observe_errors`, `pair_errors`
     `[6 pairs]` too: how the first part of each pair must still move and turn to meet the second
-    (`goals.error`), each number x as sign(x) log(1 + |x| / x0), x0 = 0.1 mm and 2 mrad.
+    (`goals.error`), each number x as sign(x) log(1 + |x| / x0), x0 = 0.1 mm and 2 mrad, not
+    clipped.
 
     Reward: 1 in the step in which a pair is assembled for the first time, whatever becomes of it.
     The episode is a success when all pairs have been; `info["success"]` says so from then on, so
     that what comes after can be masked.
+
+    Of the robot, only the fingertips meet the parts, and their ends the table; nothing of it meets
+    the obstacle. In the original all of the fingers, the hand and the arm collide.
 
     The joint targets are solved with a damping of 0.01 and within the joint limits; the original's
     are neither. Quaternions have the sign that keeps them continuous over an episode.
@@ -211,10 +217,10 @@ class AssemblyEnv(PhysicsEnv):
         key, kick_key = jax.random.split(state.info["key"])
         action = jnp.clip(action, -1.0, 1.0)
         data = state.data
-        if self.config.perturbation:
-            data = self._kick(data, kick_key)
-        ctrl, last_grip = self._control(data, action, state.info["last_grip"])
         live = state.done == 0
+        if self.config.perturbation:
+            data = self._kick(data, kick_key, live)
+        ctrl, last_grip = self._control(data, action, state.info["last_grip"])
         data, _ = self.physics.step(data, {"ctrl": ctrl}, self.substeps, live=live)
         now = state.info["assembled"] | self._assembled(data)
         won = jnp.any(now & ~state.info["assembled"])
@@ -282,11 +288,11 @@ class AssemblyEnv(PhysicsEnv):
             seen["pair_errors"] = (jnp.sign(fine) * jnp.log1p(jnp.abs(fine))).reshape(-1)
         return seen
 
-    def _kick(self, data: PhysicsState, key: jax.Array) -> PhysicsState:
+    def _kick(self, data: PhysicsState, key: jax.Array, live: jax.Array) -> PhysicsState:
         """Each part gets a sudden speed of up to 0.2 m/s and 2 rad/s now and then.
 
-        That is what the original's largest kick of a part, 0.2 N for 1/60 s on 23 g at low
-        randomness, amounts to.
+        The sizes are ours. The original's kick of a table's leg (23 g) at low randomness is up to
+        0.2 N for 1/60 s, 0.14 m/s; those of Factory's parts it scales by 0.001, to almost nothing.
         """
         qvel = data.qvel
         for address, part_key in zip(
@@ -298,7 +304,7 @@ class AssemblyEnv(PhysicsEnv):
             turn = 2 * jnp.pi * angle
             kick = jnp.zeros(6).at[0].set(jnp.cos(turn)).at[1].set(jnp.sin(turn))
             kick = (0.2 * speed * kick).at[5].set(2.0 * (2 * spin - 1))
-            kick = jnp.where(whether < self.config.perturbation, kick, 0.0)
+            kick = jnp.where(live & (whether < self.config.perturbation), kick, 0.0)
             qvel = qvel.at[address + np.arange(6)].add(kick)
         return data.replace(qvel=qvel)
 

@@ -76,6 +76,8 @@ def error(
 ) -> jax.Array:
     """How `a` must move and turn to meet `b`, by the nearest of the goal poses, in world axes.
 
+    It moves by the translation, then turns about the point of it where `b`'s origin belongs.
+
     Args:
       pair: see `assembled`.
       pos_a: see `assembled`.

@@ -44,8 +44,10 @@ class Config(AssemblyConfig):
         45 degrees. wide is ours: parts within 3 cm and 90 degrees.
       terminate_on_success: whether the episode ends when the peg is in. If not it goes on, without
         reward, until its time is up.
-      perturbation: probability that a part is kicked in a step; the original's perturbed episodes
-        have 0.01.
+      perturbation: probability that a part is kicked in a step; the perturbed episodes of the
+        original's other tasks have 0.01.
+      observe_errors: whether the pose of the peg in the hole's frame, finely resolved, is observed
+        as well (`AssemblyEnv`).
       episode_steps: control steps an episode lasts.
       hole: "free": the plate of 2 g lies loose, as in the original; "fixed": it can't move.
     """
@@ -80,6 +82,7 @@ class PegHole(AssemblyEnv):
         names them the other way round.
       - The goal is the identity: no pose is tabled upstream, and this is what its code falls back
         to.
+      - Kicks (`perturbation`) are ours; the original's of this task are scaled by 0.001.
       - The plate weighs 2 g and is free; `hole="fixed"` is an easier variant.
       - Rotations in actions are the first two rows of the matrix.
       - Contacts are stiffer than MuJoCo's defaults, to keep a fit of 0.1 mm

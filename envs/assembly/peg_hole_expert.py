@@ -3,8 +3,8 @@
 It reads the poses of hand, peg and hole, and commands poses of the hand a few centimetres ahead, so
 that the arm's lag keeps it slow. It doesn't know the future or the physics: it looks where the peg
 is in the hand, and corrects. What it does follows from what it sees, not from a stage that it
-remembers: so it does the right thing after any disturbance, and what it does can be learned by a
-policy that sees the same.
+remembers: so it does the right thing after any disturbance that leaves peg and plate standing, and
+what it does can be learned by a policy that sees the same.
 """
 
 from typing import TYPE_CHECKING

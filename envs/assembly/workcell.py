@@ -98,10 +98,10 @@ def add_part(
       rests: its geom that meets the table.
       bumps: its geom that meets the obstacle.
       held: its geom that meets the fingertips.
-      free: whether it moves.
+      free: whether it moves; if not, it meets the fingertips alone.
     """
     scene.attach(part, f"{name}/", pos=pos, free=free)
-    for geom, other in ((rests, "table"), (bumps, "obstacle")):
+    for geom, other in ((rests, "table"), (bumps, "obstacle")) if free else ():
         mean = friction_between(friction, FRICTION[other])
         scene.pair(f"{name}/{geom}", other, mean, **_REST)
     scene.pair("tips", f"{name}/{held}", friction_between(friction, FRICTION["tips"]), **_GRIP)

@@ -48,7 +48,7 @@ class Config(ReacherConfig):
 class UR10Reacher(Reacher):
     """Reach goals around a UR10 with a marker 5 cm before its flange.
 
-    The task of OmniIsaacGymEnvs-UR10Reacher (`tasks/ur10_reacher.py`, commit 022dfaa): six joints,
+    The task of OmniIsaacGymEnvs-UR10Reacher (`tasks/ur10_reacher.py`, commit 8f3ea3f): six joints,
     29 numbers observed, targets smoothed to a tenth. The lag of the drives, 0.05 s, is a stand-in
     (see `envs.robots.ur10`).
     """

@@ -31,8 +31,12 @@ def add_drives(
       velocity_cap: highest speed of all joints or of each, rad/s.
 
     Raises:
-      ValueError: if a cap isn't positive.
+      ValueError: if a cap isn't positive, or there are more or fewer caps than joints.
     """
+    if np.shape(velocity_cap) not in ((), (len(joints),)):
+        raise ValueError(
+            f"velocity_cap is one number or {len(joints)}, one a joint; got {velocity_cap}"
+        )
     if not np.all(np.greater(velocity_cap, 0)):
         raise ValueError(f"velocity_cap must be positive, got {velocity_cap}")
     values = [np.broadcast_to(v, len(joints)) for v in (stiffness, damping, velocity_cap)]

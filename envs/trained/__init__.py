@@ -3,7 +3,11 @@
     name = trained.find("DofbotReacher", config)      # None if there's none for these options
     policy, params = trained.load(name, env)
 
-A policy was made by its `command`, on two cores of a CPU, and exported by `experiments.export`.
+Each was made by its `command` on two cores of a CPU, and exported. For "dofbot-servo" that is
+
+    python -m experiments.train --env DofbotReacher --profile servo --seed 0 --run-dir runs/servo
+    python -m experiments.export --run-dir runs/servo --out exported
+    cp exported/policy.npz envs/trained/dofbot-servo.npz
 """
 
 from pathlib import Path
@@ -34,7 +38,7 @@ class Trained(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What trained it."""
+        """What trained it; the seed was 0, and everything else as the preset has it."""
         flags = (_flag(name, value) for name, value in self.options.items())
         return " ".join(["python -m experiments.train --env", self.env, *flags])
 

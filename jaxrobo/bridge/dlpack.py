@@ -1,7 +1,12 @@
 """Torch tensors to JAX arrays and back, on the device where they are.
 
-    obs = to_jax(simulator.obs_buf)                    # a copy: the simulator may overwrite its own
-    action = to_torch(policy(obs))                     # the same memory
+    import jax.numpy as jnp
+    import torch
+    from jaxrobo.bridge.dlpack import to_jax, to_torch
+
+    shown = torch.zeros(4, 3)
+    obs = to_jax(shown)                    # a copy: its owner may write to it
+    action = to_torch(jnp.tanh(obs))       # the same memory
 
 Both take whole trees: tensors or arrays in dicts, lists and tuples. Nothing passes through the
 host.
@@ -10,12 +15,14 @@ What shares memory has two masters. JAX takes it for granted that an array never
 whose owner writes to it again, as simulators do with their buffers in every step, must be copied
 (`copy=True`, the default of `to_jax`). The copy is torch's, in the order of torch's own stream, so
 that whatever torch does next comes after it. And nobody may write into a tensor that shares its
-memory with a JAX array (`copy=False`, the default of `to_torch`): not with `clamp_`, not with `+=`.
+memory with a JAX array (`copy=False`, the default of `to_torch`): not with `clamp_`, not with `+=`,
+which would change the array.
 
-Memory lives as long as either side refers to it. On CUDA each side waits, on the device, for what
-the other has queued; on a CPU `to_torch` waits until the array is computed. JAX takes 75 % of a
-GPU's memory when it starts: set XLA_PYTHON_CLIENT_PREALLOCATE=false before importing it, or the
-simulator finds none.
+Memory lives as long as either side refers to it. On a CPU `to_torch` waits until the array is
+computed, and a program that such an array is donated to takes other memory for its result. On CUDA
+each side waits, on the device, for what the other has queued; so says the protocol, and nothing of
+it has been tested on a GPU yet. JAX takes 75 % of a GPU's memory when it starts: set
+XLA_PYTHON_CLIENT_PREALLOCATE=false before importing it, or the simulator finds none.
 """
 
 from typing import Any
@@ -39,7 +46,8 @@ def to_jax(tree: Any, copy: bool = True) -> Any:
     """Torch tensors as JAX arrays, on their device.
 
     64-bit numbers become 32-bit ones, as everywhere in JAX without x64; that's a copy, as are
-    strides that JAX doesn't know (slices of a row, broadcast axes). Gradients aren't followed.
+    strides that JAX doesn't know (slices of a row, broadcast axes) and, on a CPU, memory that
+    doesn't begin at a multiple of 64 bytes. Gradients aren't followed.
 
     Args:
       tree: a tree of tensors.

@@ -1,8 +1,13 @@
 """ManiSkill 3 where there is no Vulkan, as on a server without a GPU.
 
+    import gymnasium
+    from jaxrobo.bridge.maniskill import without_renderer
+
     without_renderer()
-    env = gymnasium.make("PickCube-v1", obs_mode="state", sim_backend="physx_cpu",
-                         render_backend="none")
+    import mani_skill.envs
+
+    options = dict(obs_mode="state", sim_backend="physx_cpu", render_backend="none")
+    env = gymnasium.make("PickCube-v1", **options)
 
 Its environments are run by `jaxrobo.bridge.vector.from_maniskill`, or `from_gymnasium`.
 """

@@ -1,8 +1,15 @@
 """Vector environments of other libraries under our trainers.
 
-    env = from_maniskill(ManiSkillVectorEnv("PickCube-v1", num_envs=4))
-    trainer = ppo.make(env, ppo.Config(num_envs=4, horizon=64))
-    training.run(trainer, "runs/pick", steps=300_000, evaluate_every=50_000)
+    import gymnasium
+    from gymnasium.vector import AutoresetMode
+    from jaxrobo import training
+    from jaxrobo.bridge.vector import from_gymnasium
+    from jaxrobo.learning import ppo
+
+    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    inner = gymnasium.make_vec("Pendulum-v1", num_envs=16, vector_kwargs=mode)
+    trainer = ppo.make(from_gymnasium(inner), ppo.Config(num_envs=16, horizon=128, discount=0.9))
+    training.run(trainer, "runs/pendulum", steps=300_000, evaluate_every=50_000)
 
 Each function reads one convention: what `step` returns, what "done" means, when an episode's first
 observation comes, and who knows the last one of the episode before. Tensors stay on their device
@@ -23,6 +30,9 @@ import numpy as np
 from jaxrobo.env import HostEnv, Metric, Observation, Outcome, Spec
 
 __all__ = ["VectorEnv", "from_gymnasium", "from_isaac_gym", "from_isaac_lab", "from_maniskill"]
+
+UNSEEN_STEPS = 10
+"""In how many steps simulations of Isaac Gym must all have begun an episode."""
 
 _RETURN = Metric("reward", kind="count")
 
@@ -55,14 +65,20 @@ class VectorEnv(HostEnv):
           start: `seed -> observation [num_envs, ...]`.
           step: `action [num_envs, action_size], clipped -> outcome`.
           autoreset: see `HostEnv`.
-          time_limit: control steps after which every episode is over.
+          time_limit: control steps after which every episode is over; None is an error.
           metric: what the task is judged by.
           metric_names: see `HostEnv`.
 
         Raises:
-          ValueError: if what it shows isn't an array, or a flat dict of arrays, with the leading
-            axis `num_envs`, or isn't on the device that JAX computes on.
+          ValueError: if nobody says when an episode is over, or what it shows isn't an array, or a
+            flat dict of arrays, with the leading axis `num_envs`, or isn't on the device that JAX
+            computes on.
         """
+        if time_limit is None:
+            raise ValueError(
+                f"{type(inner).__name__} doesn't tell its time limit: pass time_limit=, the "
+                "control steps after which every episode is over"
+            )
         self.inner = inner
         self.num_envs = num_envs
         self.autoreset = autoreset
@@ -97,23 +113,35 @@ def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -
     `step` returns `(observations, reward, done, extras)`; `observations["obs"]` is what is read. An
     episode that is done shows its last state; the next action is ignored, and what that step shows
     is the next episode's. `extras["time_outs"]` tells which were cut short; without it, all count
-    as terminated. Simulations aren't seeded: they draw from what they were made with.
+    as terminated. Simulations aren't seeded: they draw from what they were made with. Where an
+    episode is over as it begins, all make a step of zeros, unseen, until none is.
 
     Args:
       env: the simulations.
       time_limit: control steps after which every episode is over; the task's own if None.
       copy: whether observations and rewards are copied; the simulator writes them anew in every
         step.
+
+    Raises:
+      RuntimeError: if episodes are still over as they begin after `UNSEEN_STEPS`.
     """
     from jaxrobo.bridge.dlpack import to_jax, to_torch
+
+    action_size = math.prod(env.action_space.shape)
 
     def start(seed: int) -> jax.Array:
         del seed
         observations = env.reset()
+        over = getattr(env, "_resets", None)  # after the step that VecEnvRLGames makes to reset
         if hasattr(env, "zero_actions"):  # of a VecTask: reset neither resets nor observes
             env.reset_buf[:] = 1
-            observations = env.step(env.zero_actions())[0]
-        return to_jax(observations["obs"], copy)
+            over = env.reset_buf
+        for _ in range(UNSEEN_STEPS):
+            if over is None or not over.any():
+                return to_jax(observations["obs"], copy)
+            zeros = to_torch(jnp.zeros((env.num_envs, action_size)), copy=True)
+            observations, _, over, _ = env.step(zeros)
+        raise RuntimeError(f"episodes of {type(env).__name__} are over as they begin")
 
     def step(action: jax.Array) -> Outcome:
         observations, reward, done, extras = env.step(to_torch(action, copy=True))
@@ -127,7 +155,6 @@ def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -
     task = getattr(env, "_task", env)  # of OmniIsaacGymEnvs, behind its VecEnvRLGames
     limits = (getattr(task, name, None) for name in ("max_episode_length", "_max_episode_length"))
     limit = _whole(time_limit or next((x for x in limits if x is not None), None))
-    action_size = math.prod(env.action_space.shape)
     return VectorEnv(env, env.num_envs, action_size, start, step, "next_step", limit)
 
 
@@ -247,7 +274,8 @@ def from_gymnasium(env: Any, time_limit: int | None = None, metric: Metric = _RE
         simulation in every step, as "success"; a rate counts once an episode.
 
     Raises:
-      ValueError: if episodes don't start anew by themselves, or actions aren't in a bounded box.
+      ValueError: if episodes don't start anew by themselves, actions aren't in a bounded box, or
+        nobody tells the time limit: simulations that weren't made by `make_vec` have no `spec`.
     """
     mode = env.metadata.get("autoreset_mode")
     name = getattr(mode, "name", mode)
@@ -291,7 +319,11 @@ def from_gymnasium(env: Any, time_limit: int | None = None, metric: Metric = _RE
 
 
 def _spec_of(obs: Observation, num_envs: int) -> Spec | dict[str, Spec]:
-    """What one of the simulations shows. Raises ValueError if there isn't one of each."""
+    """What one of the simulations shows, an image where it has three axes or more.
+
+    Raises:
+      ValueError: if there isn't one of each.
+    """
 
     def one(x: Any) -> Spec:
         if not isinstance(x, jax.Array):
@@ -303,18 +335,19 @@ def _spec_of(obs: Observation, num_envs: int) -> Spec | dict[str, Spec]:
             raise ValueError(
                 f"{num_envs} simulations show an array {x.shape}, expected [{num_envs}, ...]"
             )
-        return Spec(x.shape[1:], x.dtype)
+        return Spec(x.shape[1:], x.dtype, "image" if x.ndim > 3 else "state")
 
     return {k: one(v) for k, v in obs.items()} if isinstance(obs, dict) else one(obs)
 
 
 def _check_device(name: str, obs: Observation) -> None:
     """Raises ValueError if JAX would follow the simulator to another device than its own."""
-    found = {d.platform for x in jax.tree.leaves(obs) for d in x.devices()}
-    if found != {jax.default_backend()}:
+    found = set().union(*(x.devices() for x in jax.tree.leaves(obs)))
+    if found != (own := jnp.zeros(()).devices()):
+        say = lambda devices: ", ".join(sorted(f"{d.platform}:{d.id}" for d in devices))
         raise ValueError(
-            f"{name} simulates on {', '.join(found)}, JAX computes on {jax.default_backend()}: "
-            "simulate there, or set JAX_PLATFORMS=cpu"
+            f"{name} simulates on {say(found)}, JAX computes on {say(own)}: simulate there, or "
+            "choose another by jax_default_device or JAX_PLATFORMS=cpu"
         )
 
 

@@ -14,7 +14,7 @@ from jaxrobo.policy import Params, Policy, watched
 from jaxrobo.rollout import RolloutState, rollout, split_key, start
 
 PATIENCE = 512
-"""Gives up after so many failures in a row."""
+"""Gives up once batches in a row, of so many episodes in all, had none to keep."""
 
 _SEGMENT = 64
 """Control steps between looks at whether all episodes are over."""
@@ -55,7 +55,7 @@ def collect(
       poses: whether to keep what a film needs.
 
     Raises:
-      NoSuccess: after `PATIENCE` failures in a row.
+      NoSuccess: once batches in a row, of `PATIENCE` episodes in all, had none to keep.
       ValueError: on an unknown split, no time limit, `episodes` or `batch` below 1, or `poses` of
         an environment without a MuJoCo model.
     """

@@ -39,7 +39,7 @@ def read(path: Path, obs: Sequence[str] | None = None) -> Trajectories:
       DataError: if there is nothing, or it isn't whole.
     """
     path = Path(path)
-    if path.name.endswith((".pkl", ".pkl.xz")) or (path.is_dir() and path.suffix != ".zarr"):
+    if path.name.endswith((".pkl", ".pkl.xz")) or (path.is_dir() and not _is_zarr(path)):
         return pickles.read(path)
     return _store(path).read(path, obs=obs)
 
@@ -50,8 +50,18 @@ def check_format(format_: str, metadata: Metadata) -> None:
         check_mode(LAYOUTS[format_], metadata.action)
 
 
+def format_of(path: Path) -> str:
+    """In which format of `FORMATS` a file is. Raises DataError if it's in none."""
+    if _store(Path(path)) is _HDF5:
+        return "hdf5"
+    layout = zarr.layout_of(path)
+    return layout if layout in FORMATS else "zarr"
+
+
 def extend(path: Path, trajectories: Trajectories, format_: str) -> None:
     """Adds episodes to a file, which is made in a format of `FORMATS` if it isn't there.
+
+    What is there keeps its format.
 
     Raises:
       DataError: if what is there is of another kind or settings.
@@ -75,6 +85,11 @@ def read_normaliser(path: Path) -> Normaliser:
       DataError: if there is none, or episodes were added since it was fitted.
     """
     return _store(Path(path)).read_normaliser(path)
+
+
+def _is_zarr(path: Path) -> bool:
+    """Whether a folder is a store by its name, or by what is in it."""
+    return path.suffix == ".zarr" or any((path / k).is_file() for k in (".zgroup", "zarr.json"))
 
 
 def _store(path: Path) -> _Store:

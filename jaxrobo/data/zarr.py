@@ -170,6 +170,12 @@ def read_normaliser(path: Path) -> Normaliser:
     return normalisers.from_dict(found, len(_committed(root, layout)), str(path))
 
 
+def layout_of(path: Path) -> str:
+    """Which layout of `write` a store has. Raises DataError if there is no such store."""
+    _, layout = _open(Path(path), "r")
+    return next(name for name, known in LAYOUTS.items() if known == layout)
+
+
 def processed_path(
     task: str,
     randomness: str,
@@ -241,8 +247,12 @@ def _extend(
     for first, group in ((rows, steps), (count, episodes), (count, ends)):
         for name, value in group.items():
             array = root[name].with_config({"write_empty_chunks": True})
-            array.resize((first + len(value), *array.shape[1:]))
-            array[first:] = value
+            last, size = first + len(value), array.chunks[0]
+            array.resize((last, *array.shape[1:]))
+            # One chunk after the other: ends that lack one before the last can't be trimmed.
+            for begin in range(first - first % size, last, size):
+                low, high = max(begin, first), min(begin + size, last)
+                array[low:high] = value[low - first : high - first]
 
 
 def _counts(ends: Columns) -> dict[str, Any]:

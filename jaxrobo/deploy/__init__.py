@@ -14,12 +14,14 @@ from jaxrobo.deploy.export import (
     save_stablehlo,
 )
 from jaxrobo.deploy.robot import Robot, RobotError
-from jaxrobo.deploy.stream import Timing, pace, ramp
+from jaxrobo.deploy.stream import Deployment, Lost, Timing, follow, pace, ramp
 from jaxrobo.deploy.twin import Twin
 from jaxrobo.deploy.ur10 import Ur10
 
 __all__ = [
+    "Deployment",
     "Dofbot",
+    "Lost",
     "Network",
     "Robot",
     "RobotError",
@@ -27,6 +29,7 @@ __all__ = [
     "Twin",
     "Ur10",
     "extract",
+    "follow",
     "load_npz",
     "pace",
     "predict",

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxrobo.deploy import arm_server as wire
-from jaxrobo.deploy.robot import Robot, RobotError
+from jaxrobo.deploy.robot import Robot, RobotError, leaves
 
 JOINTS = 5
 
@@ -72,7 +72,7 @@ class Dofbot(Robot):
     """A connection to the arm; see `Robot`.
 
     Attributes:
-      limited: commands that were clipped to the joint limits.
+      limited: see `Robot`.
       reported: where the server said last that it commands the joints to, `[5]` rad; the start in
         the compatible mode.
     """
@@ -140,7 +140,7 @@ class Dofbot(Robot):
         status = self._safety.command(servo_angles(q), now)
         if status == wire.REFUSED:
             raise RobotError(f"joint angles {np.asarray(q)} aren't finite; the arm holds its pose")
-        self.limited += status == wire.LIMITED
+        self.limited += leaves(q, LIMITS)
         pose = self._safety.step(now)
         if status != wire.FLOOD:
             self._write(wire.TARGET, wire.encode_angles(pose))

@@ -33,9 +33,6 @@ from jaxrobo.policy import Params, Policy, receding
 _EXAMPLES = 16
 """Observations and actions stored in an `.npz`, by which a computer can check itself."""
 
-_ARRAYS = ("offset", "scale", "clip", "action_offset", "action_scale", "action_clip")
-_NUMBERS = ("obs_horizon", "horizon", "period")
-
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -72,7 +69,7 @@ class Network:
 
 
 def extract(trainer: Trainer, params: Params) -> Network:
-    """The network of a trained policy; of PPO, its mean.
+    """The network of a trained policy; of PPO, its mean, clipped to [-1, 1] as rollouts clip it.
 
     Args:
       trainer: of `ppo.make` or `bc.make`.
@@ -103,7 +100,7 @@ def _ppo(trainer: Trainer, params: Params) -> Network:
         clip,
         action_offset=np.zeros(actions),
         action_scale=np.ones(actions),
-        action_clip=np.inf,
+        action_clip=1.0,
         activation=config.activation,
         names=_names(spec),
     )
@@ -165,7 +162,7 @@ def save_npz(network: Network, path: str | Path) -> None:
     histories = _examples(network)
     arrays = {f"weight{i}": w for i, w in enumerate(network.weights)}
     arrays |= {f"bias{i}": b for i, b in enumerate(network.biases)}
-    fields = (*_ARRAYS, *_NUMBERS, "activation", "names")
+    fields = (*runner.ARRAYS, *runner.NUMBERS, "activation", "names")
     with replacing(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -185,8 +182,8 @@ def load_npz(path: str | Path) -> Network:
     return Network(
         weights=tuple(jnp.asarray(data[f"weight{i}"]) for i in layers),
         biases=tuple(jnp.asarray(data[f"bias{i}"]) for i in layers),
-        **{name: jnp.asarray(data[name]) for name in _ARRAYS},
-        **{name: int(data[name]) for name in _NUMBERS},
+        **{name: jnp.asarray(data[name]) for name in runner.ARRAYS},
+        **{name: int(data[name]) for name in runner.NUMBERS},
         activation=str(data["activation"]),
         names=tuple(map(str, data["names"])),
     )

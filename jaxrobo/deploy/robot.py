@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,16 @@ class RobotError(RuntimeError):
     """The robot can't be reached, doesn't answer, or was asked for what it must not do."""
 
 
+_OVERSHOOT = 0.01
+"""A joint that a drive brings to its limit is some mrad beyond it for a while, rad."""
+
+
+def leaves(q: np.ndarray, limits: Sequence[tuple[float, float]]) -> bool:
+    """Whether joint angles `[n]` are outside limits by more than 0.01 rad, a drive's overshoot."""
+    low, high = np.transpose(limits)
+    return bool(np.any(np.maximum(low - q, q - high) > _OVERSHOOT))
+
+
 class Robot(abc.ABC):
     """A robot's joints, from the side of the policy; angles are in rad.
 
@@ -20,7 +31,8 @@ class Robot(abc.ABC):
     Clients aren't thread-safe.
 
     Attributes:
-      limited: commands that were clipped to the joint limits.
+      limited: commands that were clipped to the joint limits by more than 0.01 rad, which a
+        simulated joint may overshoot.
     """
 
     limited: int

@@ -16,7 +16,10 @@ observations, one after another:
     chunk = clip(x, -action_clip, action_clip) * action_scale + action_offset
 
 `chunk` holds `horizon` actions. The first `period` of them are carried out, then the next chunk is
-computed.
+computed. Actions are in [-1, 1], as tasks carry them out: one that is observed again (a reacher's
+last action) is the one returned here. The file knows the names of an observation's entries
+(`names`, in the order in which they are put together) and how many numbers they are; what each
+number is says the docstring of the task (of a reacher, `envs.reacher.base.Reacher`).
 """
 
 import sys
@@ -27,6 +30,10 @@ import numpy as np
 
 FORMAT = 1
 """Of the `.npz`; a file of another number is refused."""
+
+ARRAYS = ("offset", "scale", "clip", "action_offset", "action_scale", "action_clip")
+NUMBERS = ("obs_horizon", "horizon", "period")
+_OTHERS = ("layers", "activation", "names", "example_histories", "example_chunks")
 
 
 def _swish(x: np.ndarray) -> np.ndarray:
@@ -57,7 +64,20 @@ def read(path: str) -> dict:
     found = int(data.get("format", 0))
     if found != FORMAT:
         raise ValueError(f"{path} has format {found}, expected {FORMAT}")
+    _check(path, data)
     return data
+
+
+def _check(path: str, data: dict) -> None:
+    """Raises ValueError if an array is missing, or the activation is unknown."""
+    layers = range(int(data.get("layers", 0)))
+    stack = [name.format(i) for i in layers for name in ("weight{}", "bias{}")]
+    missing = [name for name in (*_OTHERS, *NUMBERS, *ARRAYS, *stack) if name not in data]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    found = str(data["activation"])
+    if found not in ACTIVATIONS:
+        raise ValueError(f"{path} has activation {found!r}; valid: {', '.join(ACTIVATIONS)}")
 
 
 class Policy:

@@ -1,5 +1,6 @@
-"""The loop that streams joint angles to a robot, and how punctual it was."""
+"""Streams the joint angles of a twin to a robot, and says how punctual that was."""
 
+import gc
 import math
 import time
 from array import array
@@ -9,6 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrobo.deploy.robot import Robot, RobotError
+from jaxrobo.deploy.twin import Twin
+
+_NEAR = 0.05
+"""How near the arm must be before it's sent on, and how far at most, rad. An arm that keeps up with
+1 rad/s and tells so two periods late seems 0.033 rad behind."""
 
 _LATE = 2e-3
 """A period that begins later than this starts a new schedule instead of being made up for, s."""
@@ -88,7 +94,7 @@ def ramp(
     rate: float,
     *,
     tolerance: float = 1e-3,
-    seconds: float = 30.0,
+    patience: float = 5.0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Brings a robot to a pose, at its own limited speed, and says whether it's there.
@@ -100,23 +106,133 @@ def ramp(
       pose: where to. [n] rad
       rate: commands a second.
       tolerance: the robot is there when every joint is as close, rad.
-      seconds: after which it's given up.
+      patience: seconds without coming closer after which it's given up.
       stopped: asked before each command.
 
     Raises:
-      RobotError: if the pose is outside the robot's limits, or it's lost on the way.
+      RobotError: if the pose is outside the robot's limits, or it's lost or held on the way.
     """
-    gap = math.inf
+    gap = closest = math.inf
+    since = 0.0
 
     def approach() -> bool:
-        nonlocal gap
-        gap = float(np.max(np.abs(robot.send(pose) - pose)))
-        return gap <= tolerance
+        nonlocal gap, closest, since
+        gap, now = float(np.max(np.abs(robot.send(pose) - pose))), time.perf_counter()
+        if gap < closest:
+            closest, since = gap, now
+        return gap <= tolerance or now - since > patience
 
-    pace(approach, rate, seconds=seconds, stopped=stopped)
+    pace(approach, rate, stopped=stopped)
     if gap > tolerance and not stopped():
         raise RobotError(
-            f"the robot doesn't reach its start pose {np.round(pose, 3).tolist()} rad within "
-            f"{seconds} s: it's {gap:.3f} rad away, so the pose is outside its limits or too far"
+            f"the robot doesn't reach its start pose {np.round(pose, 3).tolist()} rad: it's "
+            f"{gap:.3f} rad away and has come no closer for {patience} s, so the pose is outside "
+            "its limits, or something holds it"
         )
     return gap <= tolerance
+
+
+class Deployment(NamedTuple):
+    """What a deployment was like.
+
+    Attributes:
+      timing: of the loop.
+      waited: the share of its periods in which the simulation waited for the arm.
+    """
+
+    timing: Timing
+    waited: float
+
+
+class Lost(RobotError):
+    """The robot was lost on its way.
+
+    Attributes:
+      outcome: what the deployment was like until then.
+    """
+
+    def __init__(self, why: str, outcome: Deployment) -> None:
+        super().__init__(why)
+        self.outcome = outcome
+
+
+def follow(
+    robot: Robot,
+    twin: Twin,
+    rate: float,
+    *,
+    seconds: float = math.inf,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Deployment:
+    """Brings a robot to a twin's pose, lets it follow the twin, and stops it.
+
+    Args:
+      robot: the robot.
+      twin: what it follows; waits where the robot is slower.
+      rate: commands a second.
+      seconds: for how long it follows.
+      stopped: asked before each command.
+
+    Raises:
+      RobotError: if the robot is lost, or can't reach the start pose; `Lost` once it follows.
+    """
+    ramp(robot, twin.pose, rate, stopped=stopped)
+    follower = _Follower(robot, twin)
+    gc.freeze()  # or the collector walks through all of JAX in the middle of a movement
+    try:
+        timing = pace(follower.step, rate, seconds=seconds, stopped=stopped)
+    finally:
+        gc.unfreeze()
+    outcome = Deployment(timing, follower.waited / max(1, len(timing.work)))
+    try:
+        follower.finish()
+    except RobotError as error:
+        raise Lost(str(error), outcome) from error
+    return outcome
+
+
+class _Follower:
+    """Lets a robot at the twin's pose follow it, while the twin waits for the robot.
+
+    A robot that may not move as fast would otherwise fall behind for good, and cut corners, each
+    joint on its own way to where the simulated arm is by now, through poses that this one was never
+    in. So commands lie on straight lines between simulated poses, and each is repeated until the
+    robot is near.
+
+    Attributes:
+      waited: steps in which the simulation stood still.
+    """
+
+    def __init__(self, robot: Robot, twin: Twin) -> None:
+        self.waited = 0
+        self._robot, self._twin = robot, twin
+        self._pose = self._command = twin.pose
+        self._gap = 0.0
+        self._error: RobotError | None = None
+
+    def step(self) -> bool:
+        """Sends a command, and says whether the robot is lost."""
+        near = self._gap <= _NEAR
+        if near and self._command is self._pose:
+            self._pose = self._twin.step()
+        else:
+            self.waited += 1
+        if near:
+            self._command = _along(self._command, self._pose)
+        try:
+            self._gap = float(np.max(np.abs(self._robot.send(self._command) - self._command)))
+        except RobotError as error:
+            self._error = error
+        return self._error is not None
+
+    def finish(self) -> None:
+        """Stops the robot. Raises RobotError if that fails, or it was lost before."""
+        if self._error is not None:
+            raise self._error
+        self._robot.stop()
+
+
+def _along(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The point of a straight line where the joint that turns most has turned by `_NEAR`."""
+    farthest = np.max(np.abs(end - start))
+    return end if farthest <= _NEAR else start + _NEAR / farthest * (end - start)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobo.deploy.arm_server import LIMITED, REFUSED, Safety
-from jaxrobo.deploy.robot import Robot, RobotError
+from jaxrobo.deploy.arm_server import REFUSED, Safety
+from jaxrobo.deploy.robot import Robot, RobotError, leaves
 
 CONTROLLER = "/scaled_pos_joint_traj_controller"
 
@@ -36,12 +36,16 @@ _PERIOD = 0.1
 _BEHIND = 0.3
 """How far the arm may be behind, rad, or s at speeds above 1 rad/s; it obeys a trajectory late."""
 
+_SENDING = 0.1
+"""Seconds that ROS has to send the last trajectory. It sends in a thread of its own, can't be asked
+whether it has, and drops what is left when the connection is closed."""
+
 
 class Ur10(Robot):
     """A connection to the arm; see `Robot`.
 
     Attributes:
-      limited: commands that were clipped to the joint limits.
+      limited: see `Robot`.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Ur10(Robot):
         for name, value in (("speed", speed), ("timeout", timeout)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
-        self.limited = 0
+        self.limited, self._limits = 0, limits
         self._speed, self._timeout, self._sent = speed, timeout, -math.inf
         self._measured: np.ndarray | None = None
         ros, graph, state, self._trajectory, self._point = _ros()
@@ -108,7 +112,7 @@ class Ur10(Robot):
         status = self._safety.command(tuple(map(float, q)), now)
         if status == REFUSED:
             raise RobotError(f"joint angles {np.asarray(q)} aren't finite; the arm holds its pose")
-        self.limited += status == LIMITED
+        self.limited += leaves(q, self._limits)
         pose = self._safety.step(now)
         if now - self._sent >= _PERIOD:
             self._publish(pose)
@@ -116,11 +120,12 @@ class Ur10(Robot):
         return np.array(pose)
 
     def stop(self) -> None:
-        """See `Robot.stop`: holds where the arm is, not where it was to go."""
+        """See `Robot.stop`: holds where the arm is, not where it was to go; takes 0.1 s."""
         now = time.monotonic()
         self._check(now)
         self._safety.restart(tuple(self._measured), now)
         self._publish(self._safety.pose)
+        time.sleep(_SENDING)
 
     def close(self) -> None:
         """See `Robot.close`."""

@@ -29,7 +29,8 @@ class Config(CloningConfig):
         predicts a velocity.
       noise_levels: of the diffusion's schedule.
       sampler: "ddim": in `sampling_steps`; "ddpm": at every noise level. A flow has neither.
-      sampling_steps: network evaluations a plan, but for "ddpm".
+      sampling_steps: network evaluations a plan, but for "ddpm"; one more with a `warm_start` that
+        isn't among the noise levels of these steps.
       warm_start: the noise level to which what is left of the last plan is noised, to be denoised
         into the next one; the first plan of an episode starts from noise. None for all plans from
         noise. Needs "ddim".
@@ -61,6 +62,8 @@ class Config(CloningConfig):
             return
         if not in_steps:
             raise ValueError("warm_start needs the objective 'epsilon' and the sampler 'ddim'")
+        if not first:
+            raise ValueError("warm_start needs at least 2 sampling_steps, got 1")
         if not 0 <= self.warm_start < first:
             raise ValueError(
                 f"warm_start must be in 0 .. {first - 1}, below the first of the sampling steps, "

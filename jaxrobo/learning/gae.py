@@ -1,6 +1,5 @@
 """Generalised advantage estimation (Schulman et al. 2016, equation 16)."""
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -31,9 +30,13 @@ def generalised_advantages(
 
     Returns:
       `[T]`; the returns to regress the value on are `advantages + values`.
+
+    Raises:
+      ValueError: if the shapes differ, or have other than one axis.
     """
-    chex.assert_rank([rewards, values, next_values, terminated, truncated], 1)
-    chex.assert_equal_shape([rewards, values, next_values, terminated, truncated])
+    shapes = [x.shape for x in (rewards, values, next_values, terminated, truncated)]
+    if len(shapes[0]) != 1 or len(set(shapes)) != 1:
+        raise ValueError(f"all arguments have one shape, [T], of a single simulation; got {shapes}")
     deltas = rewards + discount * jnp.where(terminated, 0.0, next_values) - values
     carries_on = discount * decay * (1.0 - (terminated | truncated))
 

@@ -35,13 +35,15 @@ def update_stats(
 
     Args:
       stats: of what was seen before.
-      batch: `[n, *shape]`.
+      batch: `[n, *shape]`, of any type: sums are in single precision at least.
       weight: 1 for the samples to add, 0 for the others, `[n]`; all are added if None.
     """
+    batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
     if weight is None:
         n = batch.shape[0]
         mean, var = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
     else:
+        weight = weight.astype(batch.dtype)
         n = jnp.sum(weight)
         average = lambda x: jnp.tensordot(weight, x, 1) / jnp.maximum(n, 1.0)
         mean = average(batch)

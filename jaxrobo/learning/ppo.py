@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
 from jaxrobo import distributions, simulations
 from jaxrobo.env import Env, HostEnv, TimeLimit
 from jaxrobo.learning.gae import generalised_advantages
+from jaxrobo.learning.minibatches import pack
 from jaxrobo.learning.normaliser import (
     RunningStats,
     denormalise,
@@ -28,6 +28,11 @@ from jaxrobo.networks import ActorCritic, activation, flatten_observation, obser
 from jaxrobo.policy import Params, Policy, gaussian
 from jaxrobo.randomise import weakened
 from jaxrobo.rollout import RolloutState, Transition
+
+_POSITIVE = (
+    *("num_envs", "horizon", "training_episode_steps", "epochs", "minibatches"),
+    *("learning_rate", "critic_learning_rate", "cosine_iterations", "kl_stop"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,13 +115,10 @@ class Config:
     learn_std: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "horizon", "epochs", "minibatches", "learning_rate", "kl_stop"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.training_episode_steps is not None and not self.training_episode_steps > 0:
-            raise ValueError(
-                f"training_episode_steps must be positive, got {self.training_episode_steps}"
-            )
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
         if self.critic_learning_rate is not None and self.shared_trunk:
             raise ValueError("critic_learning_rate needs a critic of its own: shared_trunk=False")
         if self.steps_per_iteration % self.minibatches:
@@ -259,11 +261,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
         is to be cut short.
     """
     sampling = agent.act(False)
-    _check_horizon(config, sampling.period)
-    if config.training_episode_steps is not None and isinstance(env, HostEnv):
-        raise ValueError(
-            f"{type(env).__name__} ends its episodes itself: training_episode_steps must be None"
-        )
+    _check(env, config, sampling.period)
     idles = config.whole_episodes or sampling.period > 1 or isinstance(env, HostEnv)
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
 
@@ -299,7 +297,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
     def update(state: TrainState, batch: Transition, inputs: Any) -> tuple[TrainState, Metrics]:
         key, sgd_key = jax.random.split(state.key)
         x, x_next, action = agent.read(batch, inputs)
-        weight = batch.live.astype(x.dtype) if idles else None
+        weight = batch.live.astype(jnp.promote_types(x.dtype, jnp.float32)) if idles else None
         samples, value_stats = _targets(
             agent.network, config, state, batch, x, x_next, action, weight
         )
@@ -328,11 +326,15 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
     )
 
 
-def _check_horizon(config: Config, period: int) -> None:
+def _check(env: Env, config: Config, period: int) -> None:
     if config.horizon % period:
         raise ValueError(
             f"horizon must be a multiple of the {period} steps that a plan of the policy lasts, "
             f"got {config.horizon}"
+        )
+    if config.training_episode_steps is not None and isinstance(env, HostEnv):
+        raise ValueError(
+            f"{type(env).__name__} ends its episodes itself: training_episode_steps must be None"
         )
 
 
@@ -405,7 +407,7 @@ def _optimise(
     key: chex.PRNGKey,
 ) -> tuple[TrainState, Metrics]:
     """Several epochs of shuffled minibatches, until the policy has moved far enough."""
-    rows, unpack = _pack(samples)
+    rows, unpack = pack(samples)
     n = len(rows)
 
     def gradient_step(state: TrainState, minibatch: _Samples) -> tuple[TrainState, Metrics]:
@@ -451,7 +453,8 @@ def _optimise(
 
 def _rates(config: Config, rate: jax.Array, params: Params) -> Params:
     """The learning rate of each parameter."""
-    factor = (config.critic_learning_rate or config.learning_rate) / config.learning_rate
+    critic = config.critic_learning_rate
+    factor = 1.0 if critic is None else critic / config.learning_rate
 
     def of(path: tuple, _: jax.Array) -> jax.Array:
         return rate * factor if {"critic", "value"} & {entry.key for entry in path} else rate
@@ -459,20 +462,6 @@ def _rates(config: Config, rate: jax.Array, params: Params) -> Params:
     return (
         jax.tree.map_with_path(of, params) if factor != 1 else jax.tree.map(lambda _: rate, params)
     )
-
-
-def _pack(samples: _Samples) -> tuple[jax.Array, Callable[[jax.Array], _Samples]]:
-    """All that belongs to a sample in one row, to be shuffled at once; and how to undo that."""
-    leaves, structure = jax.tree.flatten(samples)
-    shapes = [leaf.shape[1:] for leaf in leaves]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])
-
-    def unpack(rows: jax.Array) -> _Samples:
-        columns = jnp.split(rows, ends[:-1], axis=1)
-        parts = [c.reshape(-1, *shape) for c, shape in zip(columns, shapes, strict=True)]
-        return structure.unflatten(parts)
-
-    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1), unpack
 
 
 def _loss(

@@ -145,3 +145,6 @@ def _check(env: Env, base: Base) -> None:
                 f"the base policy's {key!r} has shape {np.shape(offset)}, expected {wanted[key]} "
                 f"for {name}"
             )
+    states = {k for k, v in named(spec).items() if v.kind == "state"} | {"action"}
+    if lacking := states - base.normaliser.offset.keys():
+        raise ValueError(f"the base policy has no units for {min(lacking)!r}, which {name} shows")

@@ -26,20 +26,24 @@ def flatten_observation(spec: Spec | dict[str, Spec], observation: Observation) 
     Raises:
       ValueError: if an entry isn't of kind "state": points and images need another encoder.
     """
-    specs = spec if isinstance(spec, dict) else {"observation": spec}
+    specs = _states(spec)
     values = observation if isinstance(observation, dict) else {"observation": observation}
+    return jnp.concatenate([values[k].reshape(-1) for k in sorted(specs)])
+
+
+def observation_size(spec: Spec | dict[str, Spec]) -> int:
+    """How many numbers `flatten_observation` gives. Raises ValueError as that does."""
+    return sum(math.prod(entry.shape) for entry in _states(spec).values())
+
+
+def _states(spec: Spec | dict[str, Spec]) -> dict[str, Spec]:
+    specs = spec if isinstance(spec, dict) else {"observation": spec}
     for name, entry in specs.items():
         if entry.kind != "state":
             raise ValueError(
                 f"an MLP reads observations of kind 'state'; {name!r} is {entry.kind!r}"
             )
-    return jnp.concatenate([values[k].reshape(-1) for k in sorted(specs)])
-
-
-def observation_size(spec: Spec | dict[str, Spec]) -> int:
-    """How many numbers `flatten_observation` gives."""
-    specs = spec if isinstance(spec, dict) else {"observation": spec}
-    return sum(math.prod(entry.shape) for entry in specs.values())
+    return specs
 
 
 class MLP(nn.Module):

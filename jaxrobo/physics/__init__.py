@@ -20,7 +20,7 @@ def make_physics(
       mj_model: the model.
       engine: "native" (MuJoCo's C engine on CPU threads), "mjx" (MuJoCo XLA, on the device), or
         "auto": "mjx" where JAX has an accelerator, "native" otherwise.
-      threads: CPU threads of the native engine; all cores if None.
+      threads: CPU threads of the native engine; each JAX device's share of the cores if None.
 
     Raises:
       ValueError: on an unknown engine, or a feature of the model that the engine lacks.

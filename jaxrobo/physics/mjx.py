@@ -1,5 +1,9 @@
 """The MJX engine: MuJoCo XLA, on the accelerator."""
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import jax
 import mujoco
 import numpy as np
@@ -10,10 +14,15 @@ from jaxrobo.physics._mjx_constants import set_const
 from jaxrobo.physics._mjx_contact import put_model
 from jaxrobo.physics._mjx_sensors import sensors
 from jaxrobo.physics._mjx_step import step
-from jaxrobo.physics.types import CONSTANTS, DERIVED, INPUTS, Physics, PhysicsState
+from jaxrobo.physics.types import (
+    CONSTANTS,
+    DERIVED,
+    EVOLVING,
+    WRITTEN,
+    Physics,
+    PhysicsState,
+)
 
-_EVOLVING = ("time", "qpos", "qvel", "act", "qacc_warmstart")
-_WRITTEN = (*_EVOLVING, *INPUTS, "eq_active")
 _NEEDS_NOMINAL = {
     "body_gravcomp": lambda m: np.any(m.body_gravcomp),
     "dof_frictionloss": lambda m: np.all(m.dof_frictionloss > 0),
@@ -27,6 +36,21 @@ _NEEDS_NOMINAL = {
 MAX_CONTACTS = 512
 """Each possible contact is computed in every step of every simulation, and its (mostly four) rows
 of the constraint Jacobian are kept: with more, a batch of thousands fills an accelerator."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _exactly(compute: Callable[P, R]) -> Callable[P, R]:
+    """In full single precision: matrix products on an accelerator have three digits otherwise."""
+
+    @functools.wraps(compute)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return compute(*args, **kwargs)
+
+    return wrapped
 
 
 class MjxPhysics(Physics):
@@ -89,9 +113,11 @@ class MjxPhysics(Physics):
         if found := unsupported(self.mj_model):
             raise ValueError(f"the mjx engine doesn't support {', '.join(found)}")
 
+    @_exactly
     def _forward(self, state: PhysicsState) -> dict[str, jax.Array]:
         return self._derive(*self._unpack(state))
 
+    @_exactly
     def _advance(
         self,
         state: PhysicsState,
@@ -106,9 +132,9 @@ class MjxPhysics(Physics):
         model, data = self._unpack(state)
 
         def substep(state: PhysicsState, given: dict[str, jax.Array]):
-            evolving = {k: getattr(state, k) for k in _EVOLVING}
+            evolving = {k: getattr(state, k) for k in EVOLVING}
             after = step(model, data.replace(**evolving, **given))
-            state = state.replace(**given, **{k: getattr(after, k) for k in _EVOLVING})
+            state = state.replace(**given, **{k: getattr(after, k) for k in EVOLVING})
             if record:
                 state = state.replace(**self._derive(model, after))
             return state, state.sensordata if record else None
@@ -116,6 +142,7 @@ class MjxPhysics(Physics):
         state, trace = jax.lax.scan(substep, state, stepped, length=substeps)
         return state if record else state.replace(**self._forward(state)), trace
 
+    @_exactly
     def _derive_constants(self, model: dict[str, jax.Array]) -> dict[str, jax.Array]:
         if not {*model} & {*mujoco.MjModel._setconst_inputs}:
             return {}
@@ -123,7 +150,7 @@ class MjxPhysics(Physics):
         return {k: constants[k] for k in CONSTANTS if constants[k].size}
 
     def _unpack(self, state: PhysicsState) -> tuple[mjx.Model, mjx.Data]:
-        written = {k: getattr(state, k) for k in _WRITTEN}
+        written = {k: getattr(state, k) for k in WRITTEN}
         return self._with_fields(state.model), self._data.replace(**written)
 
     def _with_fields(self, fields: dict[str, jax.Array]) -> mjx.Model:

@@ -16,10 +16,15 @@ import numpy as np
 from mujoco.batch import Batch
 
 from jaxrobo.physics._callback import host_call
-from jaxrobo.physics.types import CONSTANTS, DERIVED, INPUTS, Physics, PhysicsState
+from jaxrobo.physics.types import (
+    CONSTANTS,
+    DERIVED,
+    EVOLVING,
+    WRITTEN,
+    Physics,
+    PhysicsState,
+)
 
-_EVOLVING = ("time", "qpos", "qvel", "act", "qacc_warmstart")
-_WRITTEN = (*_EVOLVING, *INPUTS, "eq_active")
 _MAX_IDLE_KINDS = 16
 
 BOUNDS = ("geom_aabb", "geom_rbound", "bvh_aabb")
@@ -71,12 +76,19 @@ class NativePhysics(Physics):
 
     def _check_supported(self) -> None:
         m = self.mj_model
-        lacking = {"actuator or sensor delays": m.nhistory, "plugins": m.nplugin, "flexes": m.nflex}
+        flag = mujoco.mjtEnableBit
+        lacking = {
+            "actuator or sensor delays": m.nhistory,
+            "plugins": m.nplugin,
+            "flexes": m.nflex,
+            "sleeping": m.opt.enableflags & flag.mjENBL_SLEEP,
+            "interprocess communication": m.opt.enableflags & flag.mjENBL_IPC,
+        }
         if found := [name for name, count in lacking.items() if count]:
             raise ValueError(f"the native engine doesn't support {', '.join(found)}")
 
     def _forward(self, state: PhysicsState) -> dict[str, jax.Array]:
-        written = self._nonempty(_WRITTEN, state)
+        written = self._nonempty(WRITTEN, state)
         names = tuple(written) + tuple(state.model)
         derived = self._derived_outputs(state)
         fn = self._host_forward(names, tuple(derived))
@@ -91,9 +103,9 @@ class NativePhysics(Physics):
         record: bool,
         live: jax.Array | None,
     ) -> tuple[PhysicsState, jax.Array | None]:
-        written = self._nonempty(_WRITTEN, state) | {k: v for k, v in inputs.items() if v.size}
+        written = self._nonempty(WRITTEN, state) | {k: v for k, v in inputs.items() if v.size}
         stepped = tuple(k for k, v in inputs.items() if v.ndim > getattr(state, k).ndim and v.size)
-        evolving = self._nonempty(_EVOLVING, state)
+        evolving = self._nonempty(EVOLVING, state)
         outputs = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in evolving.items()}
         outputs |= self._derived_outputs(state)
         if record:
@@ -196,7 +208,7 @@ class NativePhysics(Physics):
 
     @staticmethod
     def _varied(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(k for k in names if k not in _WRITTEN)
+        return tuple(k for k in names if k not in WRITTEN)
 
     def _constant_fields(self, varied: tuple[str, ...]) -> tuple[str, ...]:
         if not set(varied) & {*mujoco.MjModel._setconst_inputs}:
@@ -266,7 +278,7 @@ def _of_the_live(fn: Callable) -> Callable:
 
 
 def _slot(batch: Batch, name: str) -> np.ndarray:
-    return batch.bind(name) if name in _WRITTEN else batch.expand(name)
+    return batch.bind(name) if name in WRITTEN else batch.expand(name)
 
 
 def _like(bound: np.ndarray, dtype: np.dtype, shape: tuple[int, ...] | None) -> np.ndarray:

@@ -88,7 +88,7 @@ class Scene:
 
         Raises:
           ValueError: if the parent is unknown, the prefix is taken or empty, or a free part isn't
-            one body.
+            one body or has a parent.
         """
         if not prefix:
             raise ValueError("a part needs a prefix: without it, names of two parts may collide")
@@ -97,6 +97,8 @@ class Scene:
         if host is None:
             raise ValueError(f"unknown body {parent!r}; the scene has {_names(self.spec.bodies)}")
         if free:
+            if parent is not None:
+                raise ValueError(f"a free part has no parent, {prefix!r} was given {parent!r}")
             if len(part.worldbody.bodies) != 1 or part.worldbody.geoms:
                 raise ValueError(f"a free part is one body, {prefix!r} is not")
             part.worldbody.bodies[0].add_freejoint(name="free")
@@ -146,12 +148,15 @@ class Scene:
           solimp: its impedance; MuJoCo's if None.
 
         Raises:
-          ValueError: on an unknown name, a negative friction, or a pair that is there already.
+          ValueError: on an unknown name, a negative friction, one of zero where `condim` asks for
+            some, or a pair that is there already.
         """
         given = np.atleast_1d(np.asarray(friction, float))
-        if given.shape not in ((1,), (3,)) or np.any(given < 0):
+        if given.shape not in ((1,), (3,)) or not np.all(given >= 0):
             raise ValueError(f"friction is one or three numbers, not negative; got {friction}")
         slide, twist, roll = given if given.size == 3 else (given[0], *_DEFAULT_FRICTION[1:])
+        if condim > 1 and slide == 0:
+            raise ValueError(f"a pair without friction has condim=1, not {condim}")
         there = {frozenset((p.geomname1, p.geomname2)) for p in self.spec.pairs}
         for one, other in itertools.product(self.geoms(a), self.geoms(b)):
             if frozenset((one, other)) in there or one == other:
@@ -188,7 +193,13 @@ class Scene:
           torquescale: metres by which an angle (rad) is weighted against a distance.
           solref: time constant (s) and damping ratio of the constraint.
           solimp: its impedance.
+
+        Raises:
+          ValueError: on an unknown body.
         """
+        for body in (a, b):
+            if body not in (known := _names(self.spec.bodies)):
+                raise ValueError(f"unknown body {body!r}; the scene has {known}")
         self.spec.add_equality(
             name=name,
             type=mujoco.mjtEq.mjEQ_WELD,

@@ -19,6 +19,12 @@ from mujoco.batch import MODEL_FIELDS
 INPUTS = ("ctrl", "mocap_pos", "mocap_quat", "xfrc_applied")
 """What may be set from outside at every step; held, or one value a substep."""
 
+EVOLVING = ("time", "qpos", "qvel", "act", "qacc_warmstart")
+"""What a step changes, but for what is derived."""
+
+WRITTEN = (*EVOLVING, *INPUTS, "eq_active")
+"""What an engine is told in every call: all that a step depends on."""
+
 STATE = ("qpos", "qvel", "act", "ctrl", "mocap_pos", "mocap_quat", "xfrc_applied", "eq_active")
 """What `Physics.init` accepts, all optional."""
 
@@ -152,7 +158,7 @@ class Physics(abc.ABC):
           substeps: number of physics steps, each of `mj_model.opt.timestep` seconds.
           record: names of sensors to return for every substep.
           live: whether to advance at all; where False the state stays as it is, what is recorded
-            means nothing, and the native engine does no work. []
+            means nothing, and the native engine leaves it out (one is stepped if none advances). []
 
         Returns:
           The state after the last substep, and the recorded sensors, `[substeps, dim]` each, taken

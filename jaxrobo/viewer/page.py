@@ -37,7 +37,8 @@ _HELP = "Click one to take it over. Keys, if taken over: {keys} turn its joints,
 # viser moves its camera by some of these keys, of which it reads the place on the keyboard
 # (`code`); its hotkeys read what they mean (`key`). So the key is taken before either sees it, and
 # given on without its place. A checkbox that is clicked would keep all keys to itself, so it gives
-# the focus back. An image that can't be loaded is how HTML that comes later runs code.
+# the focus back; a field that is written in does so at Esc, and keeps the other keys. An image that
+# can't be loaded is how HTML that comes later runs code.
 _FREE_KEYS = """
 <img src="data:," style="display: none" onerror="
   if (!window.freesKeys) {
@@ -45,6 +46,10 @@ _FREE_KEYS = """
     const codes = new Set('%s'.split('').map((letter) => 'Key' + letter));
     const writing = (target) => ['INPUT', 'TEXTAREA', 'SELECT'].includes(target.tagName);
     window.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape' && writing(event.target)) {
+        event.target.blur();
+        document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape', bubbles: true }));
+      }
       if (!codes.has(event.code) || writing(event.target)) return;
       if (event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
       event.stopImmediatePropagation();

@@ -15,7 +15,7 @@ from flax import struct
 from jaxrobo.physics import PhysicsState
 from jaxrobo.physics.rotations import quat_multiply, quat_rotate
 
-BOX, CYLINDER, SPHERE = "box", "cylinder", "sphere"
+BOX, CYLINDER, SPHERE = "(box)", "(cylinder)", "(sphere)"
 """Forms of half size 1, along z; any other name is that of a mesh of the model."""
 
 _VISIBLE_GROUPS = 3
@@ -65,8 +65,9 @@ def pieces(model: mujoco.MjModel) -> Pieces:
     found: list[_Piece] = []
     for i in _visible_geoms(model):
         place = model.geom_bodyid[i], model.geom_pos[i], model.geom_quat[i]
-        mesh = _mesh_name(model, model.geom_dataid[i])
-        found += _split(model.geom_type[i], *place, model.geom_size[i], _colour(model, i), mesh)
+        kind = model.geom_type[i]
+        mesh = _mesh_name(model, model.geom_dataid[i]) if kind == _TYPES.mjGEOM_MESH else ""
+        found += _split(kind, *place, model.geom_size[i], _colour(model, i), mesh)
     for i in range(model.nsite):
         if model.site_group[i] < _VISIBLE_GROUPS and (rgba := model.site_rgba[i])[3] > 0:
             place = model.site_bodyid[i], model.site_pos[i], model.site_quat[i]

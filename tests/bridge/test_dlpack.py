@@ -1,6 +1,12 @@
 """Tensors and arrays that share memory, or mustn't: each hazard of the exchange."""
 
 import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +21,7 @@ DTYPES = {
     torch.bool: jnp.bool_,
     torch.uint8: jnp.uint8,
     torch.int8: jnp.int8,
+    torch.int16: jnp.int16,
     torch.int32: jnp.int32,
     torch.float16: jnp.float16,
     torch.bfloat16: jnp.bfloat16,
@@ -154,15 +161,88 @@ def test_an_array_that_isnt_computed_yet_is_waited_for():
         assert np.array_equal(to_torch(slow(x)).numpy(), expected)
 
 
-def test_a_buffer_that_is_overwritten_right_away_was_copied_before():
+def overwritten(device, steps):
     """As a simulator does, whose step comes while JAX still computes with what it showed."""
-    buffer, read = torch.zeros(512, 512), jax.jit(lambda x: jnp.sum(x @ x) / x.shape[0] ** 3)
+    buffer, read = torch.zeros(512, 512, device=device), jax.jit(lambda x: jnp.mean(x @ x) / 512)
+    shared = to_jax(buffer, copy=False)
+    assert address(to_torch(shared)) == address(shared) == address(buffer)
     sums = []
-    for step in range(30):
+    for step in range(steps):
         buffer.fill_(step)
         sums.append(read(to_jax(buffer)))
         buffer.fill_(-1)
-    np.testing.assert_allclose(sums, np.arange(30.0) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(sums, np.arange(steps) ** 2, rtol=1e-5)
+    print("finished")
+
+
+def test_a_buffer_that_is_overwritten_right_away_was_copied_before():
+    overwritten("cpu", 30)
+
+
+def run_alone(program, **environment):
+    """Runs a program in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.endswith("finished\n"), done.stderr[-2000:]
+
+
+def jax_has_cuda():
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+
+
+@pytest.mark.skipif(not (torch.cuda.is_available() and jax_has_cuda()), reason="needs a GPU")
+def test_the_same_on_cuda():
+    program = "from tests.bridge.test_dlpack import overwritten; overwritten('cuda', 300)"
+    run_alone(program, JAX_PLATFORMS="cuda,cpu", XLA_PYTHON_CLIENT_PREALLOCATE="false")
+
+
+@pytest.mark.parametrize(("first", "shared"), [(0, True), (1, False), (8, False), (16, True)])
+def test_memory_that_begins_off_a_multiple_of_64_bytes_is_copied(first, shared):
+    view = torch.arange(64.0)[first : first + 20]
+    array = to_jax(view, copy=False)
+    assert (address(array) == address(view)) == shared
+    before = view.clone()
+    view.zero_()
+    np.testing.assert_array_equal(array, view if shared else before)
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_donating_what_torch_refers_to_leaves_it_as_it_was(theirs):
+    """JAX knows that memory isn't its own alone, and takes other memory for the result."""
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = jnp.arange(1000.0)
+    tensor = torch.arange(1000.0) if theirs else to_torch(array)
+    array = to_jax(tensor, copy=False) if theirs else array
+    result = add(array)
+    assert array.is_deleted() == theirs
+    assert address(result) != address(tensor)
+    np.testing.assert_array_equal(result, np.arange(1000.0) + 1)
+    assert torch.equal(tensor, torch.arange(1000.0))
+
+
+def test_arrays_on_several_devices_are_refused():
+    program = """
+        import jax, jax.numpy as jnp
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from jaxrobo.bridge.dlpack import to_torch
+
+        whole = jnp.arange(8.0)
+        spread = NamedSharding(jax.make_mesh((2,), ("d",)), P("d"))
+        try:
+            to_torch({"obs": jax.device_put(whole, spread)})
+        except ValueError as error:
+            assert "['obs'] is spread over 2 devices, expected one" in str(error), error
+            assert to_torch(jax.device_put(whole, jax.devices()[1]))[7] == 7
+            print("finished")
+    """
+    run_alone(program, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
 def test_what_shares_memory_shows_what_is_written():
@@ -171,6 +251,9 @@ def test_what_shares_memory_shows_what_is_written():
     array = to_jax(tensor, copy=False)
     tensor.fill_(3)
     assert np.asarray(array)[0] == 3
+    back = to_torch(array)
+    back += 1
+    assert (np.asarray(array)[0], tensor[0]) == (4, 4)
 
 
 @pytest.mark.parametrize(

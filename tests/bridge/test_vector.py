@@ -1,5 +1,9 @@
 """Each convention, played by a script of it, against what really happened there."""
 
+import os
+import subprocess
+import sys
+import textwrap
 from types import SimpleNamespace
 
 import gymnasium
@@ -10,8 +14,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from jaxrobo import host
 from jaxrobo.bridge import vector
-from jaxrobo.env import Metric
+from jaxrobo.env import Metric, Spec
 from jaxrobo.evaluation import evaluate
+from jaxrobo.learning import ppo
 from jaxrobo.policy import gaussian
 from tests.outside import LIMIT, Walks, assert_live_rows_are
 
@@ -66,6 +71,7 @@ class OmniTask(VecTask):
 
     zero_actions = max_episode_length = property()  # not there
     _task = SimpleNamespace(_max_episode_length=LIMIT)
+    _resets = property(lambda self: self.reset_buf)
 
     def reset(self):
         self.reset_buf[:] = 1
@@ -274,6 +280,35 @@ def test_an_episode_that_is_over_after_a_step_that_nobody_saw():
 
 
 @needs_torch
+@pytest.mark.parametrize("convention", [VecTask, OmniTask])
+@pytest.mark.parametrize("often", [2, 99])
+def test_an_episode_that_is_over_as_it_begins(convention, often):
+    """After `start`, which asks until none is: no row goes from one episode to another."""
+
+    class Stillborn(convention):
+        times = 0
+
+        def step(self, actions):
+            observations, reward, done, extras = super().step(actions)
+            if self.times < often:
+                done[1], self.times = 1, self.times + 1
+            return observations, reward, done, extras
+
+    if often == 99:
+        with pytest.raises(RuntimeError, match="episodes of Stillborn are over as they begin"):
+            vector.from_isaac_gym(Stillborn())
+        return
+    inner = Stillborn()
+    env = vector.from_isaac_gym(inner)
+    inner.times = 0
+    state = host.start(env, NOISY, jax.random.key(1))
+    _, batch = host.rollout(env, NOISY, 0.0, state, 12)
+    assert batch.live[0].all()
+    goes_on = batch.next_obs[..., 1] == batch.obs[..., 1] + 1
+    assert (goes_on | ~batch.live).all()
+
+
+@needs_torch
 def test_a_shared_buffer_is_shared_and_a_copied_one_is_not():
     for copy in (False, True):
         inner = ManiSkill()
@@ -326,11 +361,108 @@ def test_observations_that_are_dicts(mode):
     np.testing.assert_array_equal(batch.episode["success"][done], success)
 
 
+def split(obs):
+    return {"place": obs[:, :1], "step": obs[:, 1:]}
+
+
+class LabOfDicts(Lab):
+    """Whose group of observations is a dict."""
+
+    def _obs(self):
+        observations = super()._obs()
+        return {**observations, "policy": split(observations["policy"])}
+
+
+class ManiSkillOfDicts(ManiSkill):
+    """In an observation mode that is a flat dict."""
+
+    def reset(self, seed=None):
+        obs, info = super().reset(seed)
+        return split(obs), info
+
+    def step(self, actions):
+        obs, *rest, info = super().step(actions)
+        if "final_observation" in info:
+            info["final_observation"] = split(info["final_observation"])
+        return split(obs), *rest, info
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("kind", "convert"),
+    [(LabOfDicts, vector.from_isaac_lab), (ManiSkillOfDicts, vector.from_maniskill)],
+)
+def test_dicts_of_torch_tensors(kind, convert):
+    inner = kind()
+    env = convert(inner)
+    assert {k: v.shape for k, v in env.observation_spec.items()} == {"place": (1,), "step": (1,)}
+    for history in inner.walks.history:
+        history.clear()
+    state = host.start(env, NOISY, jax.random.key(1))
+    _, batch = jax.device_get(host.rollout(env, NOISY, 0.3, state, 40))
+    join = lambda obs: np.concatenate([obs["place"], obs["step"]], axis=-1)
+    batch = batch.replace(obs=join(batch.obs), next_obs=join(batch.next_obs))
+    assert_live_rows_are(inner.walks.history, batch, tells_final=kind is ManiSkillOfDicts)
+
+
+class Filmed(One):
+    """A walk that shows a picture as well."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"place": One.observation_space, "rgb": gymnasium.spaces.Box(0, 255, (8, 6, 3), np.uint8)}
+    )
+
+    def reset(self, **options):
+        obs, info = super().reset(**options)
+        return {"place": obs, "rgb": np.zeros((8, 6, 3), np.uint8)}, info
+
+
+def test_pictures_are_refused_by_name():
+    env = vector.from_gymnasium(SyncVectorEnv([Filmed] * 2, autoreset_mode="SameStep"), LIMIT)
+    assert env.observation_spec["rgb"] == Spec((8, 6, 3), np.uint8, "image")
+    assert env.observation_spec["place"].kind == "state"
+    with pytest.raises(ValueError, match="reads observations of kind 'state'; 'rgb' is 'image'"):
+        trained_by_ppo(env)
+
+
+def trained_by_ppo(env):
+    trainer = ppo.make(env, ppo.Config(num_envs=env.num_envs, horizon=8))
+    return trainer.policy(trainer.init(jax.random.key(0), ()))
+
+
 def test_a_metric_that_nobody_tells_is_an_error():
     _, env = from_many(AutoresetMode.NEXT_STEP, metric=Metric("is_success"))
     env.start(0)
     with pytest.raises(ValueError, match="info has no 'is_success'; there are: success"):
         env.advance(np.zeros((3, 1)))
+
+
+def test_simulations_on_another_device_are_refused():
+    """In a process of its own, whose CPU counts as two."""
+    program = """
+        import jax, jax.numpy as jnp
+        from jaxrobo.bridge.vector import VectorEnv
+
+        _, second = jax.devices()
+        start = lambda seed: {"obs": jax.device_put(jnp.zeros((3, 2)), second)}
+        make = lambda: VectorEnv("elsewhere", 3, 1, start, None, "same_step", time_limit=5)
+        try:
+            make()
+        except ValueError as error:
+            print(error)
+        with jax.default_device(second):
+            make()
+    """
+    flags = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.startswith("str simulates on cpu:1, JAX computes on cpu:0: simulate")
 
 
 def test_what_isnt_understood_is_refused():
@@ -340,6 +472,8 @@ def test_what_isnt_understood_is_refused():
     pole = gymnasium.make_vec("CartPole-v1", num_envs=2)
     with pytest.raises(ValueError, match="actions must be in a bounded box, got Discrete"):
         vector.from_gymnasium(pole)
+    with pytest.raises(ValueError, match="SyncVectorEnv doesn't tell its time limit: pass time_l"):
+        from_many(AutoresetMode.NEXT_STEP, time_limit=None)
     with pytest.raises(ValueError, match=r"expected \[4, \.\.\.\]"):
         vector._spec_of(jax.numpy.zeros((3, 2)), 4)
     if torch is not None:

@@ -67,7 +67,7 @@ def observations(env, steps=12):
 
 
 def original(trainer, params, seen):
-    """The actions of the original policy."""
+    """The actions of the original policy, as rollouts carry them out."""
     return acted(trainer.act(True), params, trainer.env, seen)
 
 
@@ -79,7 +79,7 @@ def acted(policy, params, env, seen):
         if i % policy.period == 0:
             carry = plan(params, carry, observation, KEY)
         action, carry, _ = act(params, carry, observation, KEY)
-        actions.append(action)
+        actions.append(np.clip(action, -1, 1))
     return np.array(actions)
 
 
@@ -98,6 +98,7 @@ def test_ppo_in_numpy_is_the_original(name, tmp_path):
     seen = observations(trainer.env, 40)
     expected = original(trainer, params, seen)
     assert expected.std() > 0.1
+    assert (abs(expected) < 1).any()
     np.testing.assert_allclose([policy.act(o) for o in seen], expected, **AGREE)
     flat = [np.concatenate([o["task"], o["x"]]) for o in seen]
     np.testing.assert_allclose([policy.act(o) for o in flat], expected, **AGREE)
@@ -195,6 +196,25 @@ def test_another_format_is_refused(exported, tmp_path):
     for read in (runner.Policy, load_npz):
         with pytest.raises(ValueError, match="has format 2, expected 1"):
             read(str(tmp_path / "new.npz"))
+
+
+@pytest.mark.parametrize("read", [runner.Policy, load_npz])
+@pytest.mark.parametrize(
+    "name", ["layers", "weight0", "bias2", "names", "clip", "period", "example_chunks"]
+)
+def test_a_file_that_lacks_an_array_is_refused(read, name, exported, tmp_path):
+    with np.load(exported) as archive:
+        np.savez(tmp_path / "less.npz", **{k: v for k, v in archive.items() if k != name})
+    with pytest.raises(ValueError, match=f"less.npz lacks {name}"):
+        read(str(tmp_path / "less.npz"))
+
+
+@pytest.mark.parametrize("read", [runner.Policy, load_npz])
+def test_an_unknown_activation_is_refused(read, exported, tmp_path):
+    with np.load(exported) as archive:
+        np.savez(tmp_path / "other.npz", **{**archive, "activation": "mish"})
+    with pytest.raises(ValueError, match="has activation 'mish'; valid: elu, relu, tanh"):
+        read(str(tmp_path / "other.npz"))
 
 
 @pytest.mark.parametrize("read", [runner.Policy, load_npz])

@@ -1,11 +1,13 @@
 """The paced loop, on a clock of the test's own."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 
 from jaxrobo.deploy import RobotError, Timing, pace, ramp
+from jaxrobo.deploy.stream import _Follower
 
 
 class Clock:
@@ -67,13 +69,13 @@ def test_timing_in_words():
 
 
 class Slow:
-    """A robot that comes 0.1 rad closer at every command, up to 1 rad."""
+    """A robot that comes a little closer at every command, up to 1 rad."""
 
-    def __init__(self):
-        self.pose = np.zeros(2)
+    def __init__(self, by=0.1):
+        self.pose, self.by = np.zeros(2), by
 
     def send(self, q):
-        self.pose = np.clip(self.pose + np.clip(q - self.pose, -0.1, 0.1), -1, 1)
+        self.pose = np.clip(self.pose + np.clip(q - self.pose, -self.by, self.by), -1, 1)
         return self.pose
 
 
@@ -85,6 +87,74 @@ def test_a_ramp_ends_at_the_pose():
     np.testing.assert_allclose(robot.pose, [0.35, -0.6])
 
 
+def test_a_ramp_takes_as_long_as_the_robot_needs():
+    """As long as it comes closer, it isn't given up: 0.6 s here, of which none passes in vain."""
+    robot, begin = Slow(by=1e-3), time.perf_counter()
+    assert ramp(robot, np.array([0.35, -0.6]), 1000.0, patience=0.3)
+    assert time.perf_counter() - begin > 0.5
+    np.testing.assert_allclose(robot.pose, [0.35, -0.6], atol=2e-3)
+
+
 def test_a_pose_that_cannot_be_reached_is_an_error():
-    with pytest.raises(RobotError, match=r"start pose \[2.0, 0.0\] .* it's 1.000 rad away"):
-        ramp(Slow(), np.array([2.0, 0.0]), 1000.0, seconds=0.2)
+    words = r"start pose \[2.0, 0.0\] rad: it's 1.000 rad away and has come no closer for 0.2 s"
+    with pytest.raises(RobotError, match=words):
+        ramp(Slow(), np.array([2.0, 0.0]), 1000.0, patience=0.2)
+
+
+# --- following ------------------------------------------------------------------------------------
+
+
+class Leaps:
+    """Instead of a simulation: it moves some joints far in one step, and others less."""
+
+    poses = np.cumsum([[0.0, 0.0], [0.6, -0.1], [0.02, 0.01], [-0.3, 0.6], [0.0, 0.0]], axis=0)
+
+    def __init__(self):
+        self.steps = 0
+
+    @property
+    def pose(self):
+        return self.poses[self.steps]
+
+    def step(self):
+        self.steps += 1
+        return self.pose
+
+
+class Arm:
+    """A robot whose joints move at a limited speed, each on its own, and tell of it late."""
+
+    def __init__(self, by, late=1):
+        self.by, self.visited = by, [np.zeros(2)] * late
+
+    def send(self, q):
+        self.visited.append(self.visited[-1] + np.clip(q - self.visited[-1], -self.by, self.by))
+        return self.visited[-2]
+
+
+@pytest.mark.parametrize("by", [0.007, 0.03, 1.0])
+def test_the_simulation_waits_for_the_arm_which_takes_its_way(by):
+    twin, arm = Leaps(), Arm(by)
+    follower, periods = _Follower(arm, twin), 0
+    while twin.steps < 4:
+        follower.step()
+        periods += 1
+    assert follower.waited == periods - 4
+    assert periods >= 1 + sum(np.abs(np.diff(twin.poses, axis=0)).max(-1)) / max(by, 0.05)
+    lines = np.linspace(twin.poses[:-1], twin.poses[1:], 1000).reshape(-1, 2)
+    off = np.abs(np.array(arm.visited)[:, None] - lines).max(-1).min(-1)
+    assert off.max() <= 0.05
+
+
+def test_the_simulation_does_not_wait_for_an_arm_that_keeps_up():
+    """At 1 rad/s, told of two periods late."""
+
+    class Steady(Leaps):
+        @property
+        def pose(self):
+            return np.array([1.0, -0.5]) * self.steps / 60
+
+    follower = _Follower(Arm(1.001 / 60, late=2), Steady())
+    for _ in range(120):
+        follower.step()
+    assert follower.waited == 0

@@ -56,6 +56,24 @@ class Ros:
         self.listen(SimpleNamespace(joint_names=names, actual=SimpleNamespace(positions=positions)))
 
 
+class LateRos(Ros):
+    """Sends what it was told to while its caller sleeps; drops it when the connection is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.queue, self.slept = [], 0.0
+
+    def Publisher(self, topic, kind, queue_size):
+        publisher = super().Publisher(topic, kind, queue_size)
+        drop = lambda: (self.queue.clear(), publisher.unregister())
+        return SimpleNamespace(publish=self.queue.append, unregister=drop)
+
+    def sleep(self, seconds):
+        self.slept += seconds
+        self.published += self.queue
+        self.queue.clear()
+
+
 def install(monkeypatch, ros):
     message = lambda **fields: SimpleNamespace(**fields)
     control = SimpleNamespace(JointTrajectoryControllerState=object)
@@ -166,11 +184,26 @@ def test_an_arm_that_stands_still_is_not_sent_farther_and_farther_away(ros, cloc
         np.testing.assert_allclose(arm.pose, here)
 
 
+def test_the_stop_is_sent_before_the_connection_is_closed(monkeypatch):
+    ros = LateRos()
+    install(monkeypatch, ros)
+    monkeypatch.setattr("jaxrobo.deploy.ur10.time.sleep", ros.sleep)
+    with Ur10() as arm:
+        arm.send(START + 0.2)
+        ros.report(START + 0.1)
+    np.testing.assert_allclose(ros.published[-1].points[0].positions, START + 0.1)
+    assert len(ros.published) == 2
+    assert ros.slept >= 0.1
+    assert ros.open == 0
+
+
 def test_limits_and_bad_numbers(ros, clock):
     with Ur10(speed=1000.0) as arm:
         clock.seconds += 0.05
         low = np.transpose(LIMITS)[0]
         np.testing.assert_allclose(arm.send(np.full(6, -9.0)), low)
+        assert arm.limited == 1
+        np.testing.assert_allclose(arm.send(low - 2e-3), low)  # an overshoot
         assert arm.limited == 1
         ros.report(low)
         with pytest.raises(RobotError, match="aren't finite; the arm holds its pose"):

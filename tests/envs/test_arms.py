@@ -186,3 +186,8 @@ def test_the_widest_jump_of_the_targets_is_not_taken_for_divergence(robot, share
 def test_speed_caps_must_be_positive(robot, cap):
     with pytest.raises(ValueError, match="velocity_cap must be positive, got "):
         robot[1].load(cap)
+
+
+def test_there_is_one_speed_cap_or_one_a_joint(robot):
+    with pytest.raises(ValueError, match=r"velocity_cap is one number or \d, one a joint; got \["):
+        robot[1].load([1.0] * 9)

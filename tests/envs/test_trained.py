@@ -20,18 +20,19 @@ def make(name):
 
 @pytest.mark.parametrize("name", trained.POLICIES)
 def test_a_policy_reaches_goals_where_it_was_trained(name):
-    """In 100 steps, 32 arms reach about as many as they were said to."""
+    """64 arms reach as many as they were said to; from step 100 on, as the first goal is far."""
     env = make(name)
     policy, params = trained.load(name, env)
 
     @jax.jit
     def goals(params, keys):
         states = jax.vmap(lambda key: start(env, policy, key))(keys)
-        run = lambda state: rollout(env, policy, params, state, 100)[1]
-        return jax.vmap(run)(states).episode["goals"][:, -1]
+        run = lambda state: rollout(env, policy, params, state, 200)[1]
+        return jax.vmap(run)(states).episode["goals"]
 
-    reached = np.mean(goals(params, jax.random.split(jax.random.key(0), 32)))
-    assert reached > 0.5 * trained.POLICIES[name].goals * 100 / env.time_limit
+    sums = goals(params, jax.random.split(jax.random.key(0), 64))
+    rate = np.mean(sums[:, 199] - sums[:, 99]) / 100
+    assert rate == pytest.approx(trained.POLICIES[name].goals / env.time_limit, rel=0.15)
 
 
 @pytest.mark.parametrize("name", trained.POLICIES)

@@ -149,6 +149,15 @@ def test_refinements_are_of_options_that_exist():
     assert (options.episodes, options.clone, task.action) == (7, "bc", "pos")
 
 
+def test_a_stage_of_a_refinement_has_its_presets(capsys):
+    stage = ["--env", "PegHole", "--algo", "diffusion_bc"]
+    run, task, config = train.parse([*stage, "--preset", "paper"])
+    assert (run.steps, task.action, config.widths) == (5_000_000, "pos", (256, 512, 1024))
+    with pytest.raises(SystemExit):
+        train.parse([*stage, "--preset", "large"])
+    assert "PegHole has no preset 'large' for diffusion_bc" in capsys.readouterr().err
+
+
 def test_two_owners_of_a_flag_are_refused():
     with pytest.raises(ValueError, match="'seed' is an option of run and task"):
         cli.merge(run=train.Run, task=dataclasses.make_dataclass("Config", [("seed", int)]))
@@ -169,12 +178,12 @@ def test_train_then_evaluate_then_act(tmp_path, capsys, monkeypatch):
     films = []
     monkeypatch.setattr(rendering, "record_video", lambda *arguments: films.append(arguments))
     evaluate.main(["--run-dir", str(run_dir), "--engine", "native", "--episodes", "6", "--video"])
-    stored = json.loads((run_dir / "evaluation-best-test-0.json").read_text())
+    stored = json.loads((run_dir / "evaluation-best-test-0-native-6.json").read_text())
     assert stored["estimates"]["seed 0"] == result["estimates"]
 
     env, policy, params = load(run_dir, engine="native")
     assert films[0][0].observation_spec == env.observation_spec
-    assert films[0][3] == run_dir / "video-best-test-0.mp4"
+    assert films[0][3] == run_dir / "video-best-test-0-native-6.mp4"
     first = jax.random.key_data(episode_key("test", 0, 0))
     np.testing.assert_array_equal(jax.random.key_data(films[0][4])[0], first)
     action, _, _ = policy.act(params, (), np.zeros(26, np.float32), jax.random.key(0))

@@ -88,16 +88,37 @@ def test_killed_half_way_it_goes_on_where_it_was(tmp_path):
         (["--episode-steps", "5"], ["config.episode_steps is 8 there, 5 here"]),
         (["--act", "0.5"], ["config.act is -0.25 there, 0.5 here"]),
         (["--seed", "1"], ["seed is 0 there, 1 here"]),
+        (["--states"], ["was collected without --states"]),
+        (["--format", "robust_rearrangement"], ["is in the format zarr, not robust_rearrangement"]),
     ],
 )
-def test_a_file_of_other_settings_is_refused(tmp_path, capsys, argv, words):
+def test_a_file_of_other_settings_is_refused(tmp_path, capsys, monkeypatch, argv, words):
     path = tmp_path / "x.zarr"
     collect.main([*COIN, "--out", str(path), "--episodes", "1", "--batch", "8"])
     capsys.readouterr()
+    monkeypatch.setattr(data, "stream", None)  # it's refused before any work
     message = refusal([*COIN, "--out", str(path), "--episodes", "3", *argv], capsys)
     for word in words:
         assert word in message
     assert data.read(path).episodes == 1
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.hdf5"])
+@pytest.mark.parametrize("episodes", ["1", "9"])
+def test_a_file_of_others_is_left_as_it_is(tmp_path, capsys, name, episodes):
+    path = tmp_path / name
+    data.FORMATS[path.suffix[1:]](path, sample().replace(metadata=data.Metadata()))
+    message = refusal([*COIN, "--out", str(path), "--episodes", episodes], capsys)
+    assert f"{path} was written by others: choose another path" in message
+    with pytest.raises(data.DataError, match="there is no normaliser"):
+        data.read_normaliser(path)
+
+
+def test_a_file_with_poses_is_refused_if_none_are_wanted(tmp_path, capsys):
+    path = tmp_path / "x.zarr"
+    about = data.describe(envs.make("Coin"), "train", 0)
+    data.zarr.write(path, sample().replace(metadata=about))
+    assert "was collected with --states" in refusal([*COIN, "--out", str(path)], capsys)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +171,9 @@ def test_an_expert_that_always_fails_is_an_error(tmp_path, capsys, monkeypatch):
 def test_the_layouts_are_those_of_the_library(tmp_path):
     data.FORMATS["robust_rearrangement"](tmp_path / "y.zarr", sample())
     assert (tmp_path / "y.zarr/action/pos").is_dir()
+
+
+@pytest.mark.parametrize("format_", data.FORMATS)
+def test_the_format_of_a_file_is_known(tmp_path, format_):
+    data.FORMATS[format_](tmp_path / "x", sample())
+    assert data.format_of(tmp_path / "x") == format_

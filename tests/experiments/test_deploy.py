@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 import envs
 from experiments import deploy, export
 from jaxrobo import rundir
-from jaxrobo.deploy import Dofbot, Timing, arm_server, runner, ur10
+from jaxrobo.deploy import Deployment, Dofbot, RobotError, Timing, arm_server, follow, runner, ur10
 from jaxrobo.deploy.dry_run import dry_run
 from jaxrobo.env import Spec
 from jaxrobo.learning import ppo
@@ -75,14 +76,33 @@ def test_a_run_that_leaves_the_robots_limits_is_refused(
         deploy._twin(deploy.Options(robot=robot, dry_run=robot == "dofbot", run_dir=tmp_path))
 
 
-def test_the_ur10s_policy_starts_within_the_robots_limits(monkeypatch):
-    monkeypatch.setattr(deploy, "Twin", lambda env, *_: env)
-    env = deploy._twin(deploy.Options(robot="ur10")).unwrapped
-    starts = jax.vmap(env._start)(jax.random.split(jax.random.key(0), 100))
+@pytest.fixture
+def standing(monkeypatch):
+    """Twins that are where an episode starts, and nothing else."""
+
+    def stand(env, policy, params, key):
+        start = lambda key: np.asarray(env.unwrapped._start(key))
+        return SimpleNamespace(env=env.unwrapped, pose=start(key), start=start)
+
+    monkeypatch.setattr(deploy, "Twin", stand)
+
+
+def test_the_ur10s_policy_starts_within_the_robots_limits(standing):
+    twin = deploy._twin(deploy.Options(robot="ur10"))
+    starts = np.array([twin.start(key) for key in jax.random.split(jax.random.key(0), 100)])
     low, high = np.transpose(ur10.LIMITS)
     assert np.all((starts >= low - 1e-6) & (starts <= high + 1e-6))
     assert np.ptp(starts, axis=0).max() > 0.1
-    assert env.config.profile == "servo"
+    assert twin.env.config.profile == "servo"
+
+
+def test_a_run_that_starts_outside_the_robots_limits_is_refused(standing, monkeypatch, tmp_path):
+    """Joint 2 starts at a share of -120 degrees, above -60."""
+    rundir.write_json(tmp_path / rundir.CONFIG, {"env": "UR10Reacher"})
+    env = envs.make("UR10Reacher", "native", safety=True, upstream_quirks=True)
+    monkeypatch.setattr(deploy, "load", lambda *_: (env, None, ()))
+    with pytest.raises(RunError, match=r"starts with joint 2 at -0.\d+ rad, .*-3.14 and -1.05"):
+        deploy._twin(deploy.Options(robot="ur10", run_dir=tmp_path))
 
 
 class Sweep:
@@ -102,6 +122,14 @@ class Sweep:
         return self.pose
 
 
+@pytest.mark.parametrize(("waited", "told"), [(0.02, False), (0.67, True)])
+def test_waiting_is_told_of_if_it_is_more_than_now_and_then(waited, told, capsys):
+    outcome = Deployment(Timing(1 / 60, np.zeros(0), np.zeros(0)), waited)
+    deploy._report(deploy.Options(robot="ur10"), Sweep(), SimpleNamespace(limited=0), outcome)
+    words = "in 67 % of the periods the simulation waited for the arm"
+    assert (words in capsys.readouterr().out) == told
+
+
 @pytest.fixture
 def patient(monkeypatch):
     """The server may have to wait for its turn on this computer."""
@@ -112,13 +140,12 @@ def patient(monkeypatch):
 def test_ctrl_c_stops_the_arm(compatible, patient, monkeypatch, capfd):
     monkeypatch.setattr(deploy, "_twin", Sweep)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    pace = deploy.pace
 
     def interrupted(*args, **options):
         timer.start()
-        return pace(*args, **options)
+        return follow(*args, **options)
 
-    monkeypatch.setattr(deploy, "pace", interrupted)
+    monkeypatch.setattr(deploy, "follow", interrupted)
     deploy.main([*DRY, "--speed", "2"] + ["--compatible"] * compatible)
     out, err = capfd.readouterr()
     assert "stopping the arm; again to abort" in err
@@ -136,8 +163,10 @@ def test_the_compatible_mode_goes_on_where_it_was(patient, monkeypatch, capsys):
         start = re.search(r"go on with --start (.*)", capsys.readouterr().out)[1].split()
         assert 0 < float(start[0]) <= 0.1
         assert start == [start[0]] * 5
-        seen, nothing = [], deploy.Outcome(Timing(1 / 60, np.zeros(0), np.zeros(0)), 0.0)
-        monkeypatch.setattr(deploy, "stream", lambda robot, *_: seen.append(robot.pose) or nothing)
+        seen, nothing = [], Deployment(Timing(1 / 60, np.zeros(0), np.zeros(0)), 0.0)
+        monkeypatch.setattr(
+            deploy, "follow", lambda robot, *_, **__: seen.append(robot.pose) or nothing
+        )
         deploy.main([*THERE, *options, "--start", *start])
         np.testing.assert_allclose(seen[0], np.array(start, float), atol=1e-9)
 
@@ -148,6 +177,46 @@ def test_a_lost_robot_is_one_line(monkeypatch, capsys):
         deploy.main, ["--robot", "dofbot", "--host", "127.0.0.1", "--port", "9"], capsys
     )
     assert "127.0.0.1:9 refuses the connection" in message
+
+
+def test_a_dry_run_whose_server_does_not_start_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(deploy, "_twin", Sweep)
+    message = refusal(deploy.main, [*DRY, "--speed", "1e307"], capsys)  # too much in degrees
+    assert "the server didn't start: " in message
+    assert "--speed must be positive, got inf" in message
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], {}), (["--speed", "0.2"], {"speed": 0.2})])
+def test_without_a_speed_the_robots_own_counts(flags, expected, monkeypatch):
+    def connect(**options):
+        given.append(options)
+        raise RobotError("not here")
+
+    given = []
+    monkeypatch.setattr(deploy, "_twin", Sweep)
+    monkeypatch.setattr(deploy, "Ur10", connect)
+    with pytest.raises(SystemExit):
+        deploy.main(["--robot", "ur10", *flags])
+    assert given == [expected]
+
+
+def test_how_it_was_is_told_also_if_the_robot_is_lost(patient, monkeypatch, capsys):
+    class Breaks(Sweep):
+        def step(self):
+            if self.steps == 5:
+                server.process.kill()
+                server.process.wait()
+            return super().step()
+
+    monkeypatch.setattr(deploy, "_twin", Breaks)
+    with dry_run() as server, pytest.raises(SystemExit) as stop:
+        deploy.main([*THERE, "--port", str(server.port)])
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert re.search(r"\d+ periods of 16.67 ms: [\d.]+ % within 5 ms", out)
+    assert "DofbotReacher in simulation: 3 goals" in out
+    assert "stopped" not in out
+    assert err.startswith(f"error: lost 127.0.0.1:{server.port}: ")
 
 
 def test_the_librarys_policy_is_streamed_for_a_second(patient, capsys):

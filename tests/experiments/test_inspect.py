@@ -73,6 +73,8 @@ def test_a_film_shows_the_chosen_episodes(tmp_path, monkeypatch, capsys):
         (sample().replace(poses={}), ["--video", "x.mp4"], "there are no poses to film"),
         (sample(), ["--video", "x.mp4"], "unknown environment 'Toy'"),
         (sample(), ["--video", "x.mp4", "--episodes", "9"], "1 to 9 episodes fit into a video, go"),
+        (sample(), ["--video", "x.mp4", "--episodes=-9"], "fit into a video, got 0"),
+        (sample(config=None), ["--video", "x.mp4"], "unknown environment 'Toy'"),
     ],
 )
 def test_refusals_in_one_line(tmp_path, capsys, make, argv, message):
@@ -83,4 +85,20 @@ def test_refusals_in_one_line(tmp_path, capsys, make, argv, message):
     err = capsys.readouterr().err
     assert exit_.value.code == 2
     assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["film", "a-file/film.mp4"])
+def test_a_film_that_cannot_be_written_is_an_error_of_one_line(tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "a-file").touch()
+    env = envs.make("DofbotReacher", "native", episode_steps=5)
+    data.zarr.write(tmp_path / "x.zarr", data.collect(env, env.expert(), None, 1, poses=True))
+    black = np.zeros((48, 64, 3), np.uint8)
+    monkeypatch.setattr(rendering, "render", lambda *_, **__: iter([black]))
+    with pytest.raises(SystemExit) as exit_:
+        inspect.main([str(tmp_path / "x.zarr"), "--video", str(tmp_path / name)])
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert err.startswith("error: ")
+    assert name.split("/")[0] in err
     assert err.count("\n") == 1

@@ -1,5 +1,8 @@
 import dataclasses
+import shutil
+import sys
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,11 +16,20 @@ from tests.tiny import make_trainer
 REACHER = ["--env", "DofbotReacher", "--engine", "native"]
 
 
-@pytest.mark.parametrize("policy", [None, "expert", "random", "zero"])
-def test_without_a_run(policy):
+@pytest.mark.parametrize(
+    ("policy", "acts"),
+    [
+        (None, "scripted expert (no trained policy comes with DofbotReacher and these options;"),
+        ("expert", "scripted expert"),
+        ("random", "random actions"),
+        ("zero", "zeros"),
+    ],
+)
+def test_without_a_run(policy, acts):
     argv = [] if policy is None else ["--policy", policy]
     found = play.load(*play.parse([*REACHER, *argv, "--velocity-cap", "2"]))
     assert (found.name, found.params, found.trainer) == ("DofbotReacher", (), None)
+    assert found.acts == acts if policy else found.acts.startswith(acts)
     assert found.env.config.velocity_cap == 2.0
     action = act(found)
     assert action.shape == (5,)
@@ -27,6 +39,7 @@ def test_without_a_run(policy):
 def test_where_there_can_be_no_expert_actions_are_random():
     found = play.load(*play.parse([*REACHER, "--relative-control"]))
     assert found.env.config.relative_control
+    assert found.acts.startswith("random actions, as there's no expert (no trained policy comes")
     assert len(np.unique(act(found))) == 5
     with pytest.raises(ValueError, match="relative_control must be off"):
         play.load(*play.parse([*REACHER, "--relative-control", "--policy", "expert"]))
@@ -34,13 +47,25 @@ def test_where_there_can_be_no_expert_actions_are_random():
 
 def test_the_librarys_own_policy_acts_where_it_was_trained_for_the_options():
     found = play.load(*play.parse([*REACHER, "--profile", "servo"]))
-    assert found.params.names == ("obs",)
+    assert (found.params.names, found.acts) == (("obs",), "trained policy dofbot-servo")
     same = play.load(*play.parse([*REACHER, "--profile", "servo", "--policy", "trained"]))
     np.testing.assert_array_equal(act(found), act(same))
     expert = play.load(*play.parse([*REACHER, "--profile", "servo", "--policy", "expert"]))
     assert expert.params == ()
     with pytest.raises(ValueError, match="there are: DofbotReacher; DofbotReacher --profile servo"):
         play.load(*play.parse([*REACHER, "--velocity-cap", "2", "--policy", "trained"]))
+
+
+@pytest.mark.parametrize("option", [[], ["--reset-noise", "0.1"]])
+def test_the_page_and_the_console_say_what_acts(option, monkeypatch, capsys):
+    shown = SimpleNamespace(url="http://here", run=lambda: None, close=lambda: None)
+    page = SimpleNamespace(Page=lambda *arguments: shown)
+    monkeypatch.setitem(sys.modules, "jaxrobo.viewer.page", page)
+    monkeypatch.setattr(play, "Player", lambda *arguments: None)
+    play.main([*REACHER, *option])
+    expected = "scripted expert (no trained policy" if option else "trained policy dofbot"
+    assert shown.note.startswith(f"acting: {expected}")
+    assert f"shows DofbotReacher; {shown.note}; Ctrl-C ends it" in capsys.readouterr().out
 
 
 def act(found):
@@ -93,6 +118,21 @@ def test_what_is_saved_while_the_page_starts_is_loaded(finished, monkeypatch):
     thread.start()
     thread.join(60.0)
     assert given == [(found.params, newest)]
+
+
+def test_a_run_that_has_saved_nothing_yet_is_waited_for(finished, monkeypatch, tmp_path, capsys):
+    folder, trainer = finished
+    monkeypatch.setattr(play, "restore_trainer", lambda *arguments: trainer)
+    monkeypatch.setattr(play, "_LOOK_AGAIN", 0.01)
+    shutil.copy(folder / rundir.CONFIG, tmp_path)
+    shutil.copytree(folder / rundir.BEST, tmp_path / "later")
+    timer = threading.Timer(0.3, (tmp_path / "later").rename, [tmp_path / rundir.BEST])
+    timer.start()
+    found = play.load(play.Options(run_dir=tmp_path), None)
+    timer.join()
+    assert found.params == training.restore_policy(folder, trainer)[1]
+    assert found.acts.startswith(f"{tmp_path}, best checkpoint (")
+    assert f"waiting for the first checkpoint in {tmp_path}/best" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])

@@ -165,6 +165,7 @@ def test_a_new_episode_starts_cold(diffused, warm):
         ({"sampling_steps": 21}, "the number of steps must be in 1 .. 20, got 21"),
         ({"warm_start": 16}, "warm_start must be in 0 .. 15, below the first .*, got 16"),
         ({"warm_start": -1}, "warm_start must be in 0 .. 15, below the first .*, got -1"),
+        ({"warm_start": 0, "sampling_steps": 1}, "warm_start needs at least 2 sampling_steps"),
         ({"warm_start": 4, "objective": "flow"}, "warm_start needs the objective 'epsilon' and"),
         ({"warm_start": 4, "sampler": "ddpm"}, "and the sampler 'ddim'"),
         ({"ema_decay": -0.1}, r"ema_decay must be in \[0, 1\), got -0.1"),

@@ -558,6 +558,11 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
         ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
+        ({"cosine_iterations": 0}, "cosine_iterations must be positive, got 0"),
+        (
+            {"critic_learning_rate": 0.0, "shared_trunk": False},
+            "critic_learning_rate must be positive, got 0.0",
+        ),
         ({"training_episode_steps": 0}, "training_episode_steps must be positive, got 0"),
         ({"randomisation_steps": -1}, "randomisation_steps must not be negative, got -1"),
         ({"critic_learning_rate": 1e-3}, "needs a critic of its own: shared_trunk=False"),

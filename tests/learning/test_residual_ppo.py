@@ -194,7 +194,7 @@ def test_it_plans_once_a_period_for_all_seeds_and_simulations_at_once(normaliser
 def refit(normaliser, **changes):
     """The normaliser with other widths; None leaves a name out."""
     resize = lambda values: (
-        {k: np.ones(n, np.float32) for k, n in changes.items()}
+        {k: np.ones(n, np.float32) for k, n in changes.items() if n is not None}
         | {k: v for k, v in values.items() if k not in changes}
     )
     return data.Normaliser(resize(normaliser.offset), resize(normaliser.scale))
@@ -204,6 +204,7 @@ def refit(normaliser, **changes):
     ("changes", "message"),
     [
         ({"colour": 3}, "the base policy reads 'colour', which Aim doesn't show"),
+        ({"place": None}, "the base policy has no units for 'place', which Aim shows"),
         ({"place": 2}, r"base policy's 'place' has shape \(2,\), expected \(1,\) for Aim"),
         ({"action": 7}, r"base policy's 'action' has shape \(7,\), expected \(1,\) for Aim"),
     ],

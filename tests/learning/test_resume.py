@@ -1,6 +1,6 @@
 """A run that learns from data goes on bit for bit where it was stopped, and only with these data.
 
-tests/experiments/test_refine.py shows the same of Diffusion Policy and of residual PPO.
+tests/experiments/test_refine.py shows the same of residual PPO.
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrobo import data, metrics, training
-from jaxrobo.learning import bc
+from jaxrobo.learning import bc, diffusion_bc
 from jaxrobo.training import RunError, restore_policy
 from tests.learning.diagnostic_envs import Aim, aiming
 
@@ -25,8 +25,13 @@ def demos():
     return data.collect(ENV, aiming(), (), 8)
 
 
-def make(demos):
+def mlp(demos):
     return bc.make(ENV, demos, bc.Config(**SMALL, hidden=(8,), ema_decay=0.5))
+
+
+def diffusion(demos):
+    config = diffusion_bc.Config(**SMALL, widths=(8,), sampling_steps=2, warm_start=1)
+    return diffusion_bc.make(ENV, demos, config)
 
 
 def run(trainer, run_dir, iterations, **options):
@@ -48,7 +53,8 @@ def rows(run_dir):
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
-def test_a_run_goes_on_bitwise_and_refuses_other_demonstrations(demos, tmp_path):
+@pytest.mark.parametrize("make", [mlp, diffusion])
+def test_a_run_goes_on_bitwise_and_refuses_other_demonstrations(make, demos, tmp_path):
     trainer = make(demos)
     whole = run(trainer, tmp_path / "whole", 4)
     run(trainer, tmp_path / "half", 2)

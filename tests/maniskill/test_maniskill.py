@@ -7,9 +7,11 @@ import pytest
 
 pytest.importorskip("mani_skill")
 
+from benchmarks.maniskill import Make
 from jaxrobo import host, training
 from jaxrobo.bridge.maniskill import without_renderer
-from jaxrobo.bridge.vector import from_maniskill
+from jaxrobo.bridge.vector import from_gymnasium, from_maniskill
+from jaxrobo.env import Metric
 from jaxrobo.learning import ppo
 from jaxrobo.policy import uniform
 
@@ -20,13 +22,14 @@ without_renderer()
 import gymnasium  # noqa: E402
 import mani_skill.envs  # noqa: E402, F401
 import torch  # noqa: E402
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode  # noqa: E402
 from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv  # noqa: E402
 
 
-def make(name):
+def make(name, **wrapper):
     options = dict(obs_mode="state", sim_backend="physx_cpu", render_backend="none")
     inner = gymnasium.make(name, num_envs=1, reward_mode="normalized_dense", **options)
-    return ManiSkillVectorEnv(inner)
+    return ManiSkillVectorEnv(inner, **wrapper)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,41 @@ def test_a_rollout_is_what_maniskill_does(name, size, limit):
         obs, reward, *_, info = inner.step(torch.tensor(batch.action[t]))
         np.testing.assert_allclose(batch.reward[t], reward, atol=1e-5)
     np.testing.assert_allclose(batch.next_obs[limit - 1], info["final_observation"], atol=1e-5)
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_a_success(ignore):
+    """The goal is put where the cube lies: ends the episode, or counts once if ends are ignored."""
+    inner = make("PickCube-v1", ignore_terminations=ignore)
+    env = from_maniskill(inner)
+    env.start(0)
+    task = inner.base_env
+    task.goal_site.set_pose(task.cube.pose)
+    nothing = jnp.zeros((1, env.action_size))
+    first, second = env.advance(nothing), env.advance(nothing)
+    assert (bool(first.terminated[0]), bool(first.truncated[0])) == (not ignore, False)
+    assert (first.metrics["success"][0], first.reward[0]) == (1, 1)
+    assert (second.metrics["success"][0], bool(second.terminated[0])) == (0, False)
+    np.testing.assert_allclose(first.final_obs[0, -3:], 0, atol=0.025)  # from the cube to the goal
+    assert (abs(first.obs[0, -3:]).max() > 0.025) == (not ignore)  # another episode's
+
+
+def test_processes_of_one_simulation_each():
+    """As the benchmark has them: two, whose episodes all last their time."""
+    options = dict(autoreset_mode=AutoresetMode.SAME_STEP, context="forkserver")
+    processes = AsyncVectorEnv([Make("PickCube-v1")] * 2, **options)
+    env = from_gymnasium(processes, 50, Metric("success"))
+    policy = uniform(env.action_size)
+    state = host.start(env, policy, jax.random.key(0))
+    _, batch = jax.device_get(host.rollout(env, policy, (), state, 52))
+    processes.close()
+    assert np.argwhere(batch.truncated).tolist() == [[49, 0], [49, 1]]
+    assert batch.live.all()
+    assert not batch.terminated.any()
+    np.testing.assert_allclose(batch.episode["reward"][49], batch.reward[:50].sum(0), rtol=1e-5)
+    np.testing.assert_array_equal(batch.next_obs[:49], batch.obs[1:50])
+    assert (abs(batch.next_obs[49] - batch.obs[50]).max(1) > 1e-3).all()  # new episodes
+    assert abs(batch.obs[0, 0] - batch.obs[0, 1]).max() > 1e-3  # of different seeds
 
 
 def test_observations_are_shared_and_stay_what_they_were():

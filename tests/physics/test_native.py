@@ -438,3 +438,12 @@ def test_an_engine_is_freed_with_its_programs(model):
         gc.collect()  # XLA's threads let go of a program a moment after its result is there
         time.sleep(0.01)
     assert gone() is None
+
+
+def test_sleeping_is_refused():
+    flag = '<option><flag sleep="enable"/></option>'
+    m = mujoco.MjModel.from_xml_string(
+        f'<mujoco>{flag}<worldbody><body><freejoint/><geom size="1"/></body></worldbody></mujoco>'
+    )
+    with pytest.raises(ValueError, match="the native engine doesn't support sleeping"):
+        make_physics(m, "native")

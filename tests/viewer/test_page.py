@@ -24,6 +24,12 @@ const box = [...document.querySelectorAll('input[type=checkbox]')]
 return [Math.round(box.x + box.width / 2), Math.round(box.y + box.height / 2)];
 """
 
+_FIELD = """
+[...document.querySelectorAll('input[type=text]')]
+  .find((input) => !input.disabled && input.getBoundingClientRect().width > 0).focus();
+return document.activeElement.tagName;
+"""
+
 
 def play_until(shown, condition):
     """Plays until something is true."""
@@ -208,8 +214,11 @@ def test_in_a_browser(show, tmp_path):
         chromium.click(*chromium.run(_BOX))
         play_until(shown, lambda: not shown.player.paused)
 
+        assert chromium.run(_FIELD) == "INPUT"
+        chromium.press("q")  # is the field's
         chromium.press(browser.ESCAPE)
         play_until(shown, lambda: session().taken == -1)
+        assert session().manual[0] == pytest.approx(9 * page.NUDGE)
         play_until(shown, lambda: abs(session().rollout.env.data.qpos[0, 0]) < 0.05)
         play_until(shown, lambda: "taken over: none" in text())
 

@@ -10,6 +10,10 @@ XML = """
 <mujoco>
   <asset>
     <mesh name="wedge" vertex="0 0 0  1 0 0  0 1 0  0 0 1"/>
+    <mesh name="box" vertex="0 0 0  2 0 0  0 2 0  0 0 2"/>
+    <hfield name="hills" nrow="2" ncol="2" size="1 1 1 1" elevation="0 1 1 0"/>
+    <hfield name="dunes" nrow="2" ncol="2" size="1 1 1 1" elevation="0 1 1 0"/>
+    <hfield name="slope" nrow="2" ncol="2" size="1 1 1 1" elevation="0 1 1 0"/>
     <material name="blue" rgba="0 0 1 1"/>
   </asset>
   <worldbody>
@@ -18,12 +22,14 @@ XML = """
     <geom type="sphere" size="0.1" group="3"/>
     <geom type="sphere" size="0.1" rgba="0 0 0 0"/>
     <geom type="mesh" mesh="wedge"/>
+    <geom type="hfield" hfield="slope"/>
     <body name="arm" pos="0 0 1">
       <joint type="hinge" axis="0 1 0"/>
       <geom type="capsule" fromto="0 0 0  1 0 0" size="0.1" material="blue"/>
       <geom type="ellipsoid" size="0.1 0.2 0.3"/>
       <site name="tip" type="cylinder" size="0.1 0.4" pos="1 0 0"/>
     </body>
+    <body name="crate"><geom type="mesh" mesh="box"/></body>
   </worldbody>
 </mujoco>
 """
@@ -41,7 +47,7 @@ def looks(model):
 
 def test_what_can_be_seen_is_drawn(model, looks):
     capsule = (shapes.CYLINDER, shapes.SPHERE, shapes.SPHERE)
-    expected = (shapes.BOX, "wedge", *capsule, shapes.SPHERE, shapes.CYLINDER)
+    expected = (shapes.BOX, "wedge", *capsule, shapes.SPHERE, "box", shapes.CYLINDER)
     assert looks.form == expected
     np.testing.assert_allclose(looks.size[0], [1, 2, 3])
     np.testing.assert_allclose(looks.size[2], [0.1, 0.1, 0.5])
@@ -58,8 +64,8 @@ def test_poses_follow_the_bodies(model, looks):
     np.testing.assert_allclose(pos[2], [0, 0, 0.5], atol=1e-6)
     ends = sorted(np.asarray(pos[3:5]).tolist(), key=lambda p: p[2])
     np.testing.assert_allclose(ends, [[0, 0, 0], [0, 0, 1]], atol=1e-6)
-    np.testing.assert_allclose(pos[6], [0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(jnp.abs(quat[6]), [np.sqrt(0.5), 0, np.sqrt(0.5), 0], atol=1e-6)
+    np.testing.assert_allclose(pos[7], [0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(jnp.abs(quat[7]), [np.sqrt(0.5), 0, np.sqrt(0.5), 0], atol=1e-6)
 
 
 def test_a_mesh_is_where_mujoco_draws_it(model, looks):
