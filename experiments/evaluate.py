@@ -5,7 +5,7 @@ python -m experiments.evaluate --run-dir runs/DofbotReacher-ppo-0 --video
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +15,9 @@ import jax.numpy as jnp
 from experiments import cli
 from experiments.common import restore_trainer, show
 from jaxrobo import rundir
-from jaxrobo.evaluation import Estimate, episode_runner, run_episodes, summarise
-from jaxrobo.learning.trainer import Trainer
-from jaxrobo.policy import Params
+from jaxrobo.evaluation import evaluator
 from jaxrobo.rollout import episode_key
 from jaxrobo.training import RunError, restore_policy
-
-_BATCH = 256
-"""Simulations side by side."""
 
 _FILMED = 4
 """Episodes in a video."""
@@ -66,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         stored = rundir.read_config(o.run_dir)
         seeds = range(stored["seed"], stored["seed"] + stored["seeds"])
         params = {k: restore_policy(o.run_dir, trainer, o.checkpoint, k)[1] for k in seeds}
-    estimates = {f"seed {k}": e for k, e in estimate(trainer, params, o).items()}
+    evaluate = evaluator(trainer.env, trainer.act(True), o.episodes)
+    estimates = {f"seed {k}": evaluate(p, o.split, o.seed) for k, p in params.items()}
     show(f"{stored['env']}: {o.episodes} {o.split} episodes, {o.checkpoint} checkpoint", estimates)
     conditions = dataclasses.asdict(o) | {"engine": trainer.env.engine}
     name = f"{o.checkpoint}-{o.split}-{o.seed}-{conditions['engine']}-{o.episodes}"
@@ -81,17 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         with cli.failing(RendererUnavailable):
             record_video(trainer.env, trainer.act(True), params[seeds[0]], path, keys)
         print(path)
-
-
-def estimate(
-    trainer: Trainer, params: Mapping[int, Params], options: Options
-) -> dict[int, dict[str, Estimate]]:
-    """Evaluates what each seed has learned, acting by the mean, in a program compiled once."""
-    env, o = trainer.env, options
-    batch = min(o.episodes, _BATCH)
-    run = jax.jit(episode_runner(env, trainer.act(True), batch))
-    sums = {k: run_episodes(run, batch, p, o.split, o.seed, o.episodes) for k, p in params.items()}
-    return {k: summarise(env.metric, s) for k, s in sums.items()}
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     },
 }
 """By task and algorithm; or by task, algorithm and profile (of the task, or a preset of
-`experiments.refine` other than "cpu"), which adds to the former."""
+`experiments.refine`), which adds to the former. The preset "cpu" adds nothing."""
 
 REFINEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     # Parts are kicked every tenth step or so: what to do about a peg that isn't where it should be.
@@ -123,9 +123,10 @@ def preset(env: str, algo: str, profile: str | None = None) -> dict[str, Any]:
     return general | PRESETS.get((env, algo, profile), {}) if profile else general
 
 
-def has_preset(env: str, algo: str, profile: str | None = None) -> bool:
-    """Whether there is one; for a profile, one of its own."""
-    return (env, algo, profile) in PRESETS if profile else (env, algo) in PRESETS
+def check_preset(env: str, algo: str, chosen: str) -> None:
+    """Raises ValueError if a preset of `experiments.refine` has nothing for a task's stage."""
+    if ((env, algo) if chosen == "cpu" else (env, algo, chosen)) not in PRESETS:
+        raise ValueError(f"{env} has no preset {chosen!r} for {algo}")
 
 
 def refinement(env: str, chosen: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from experiments.common import (
     make_trainer,
     source_entry,
 )
-from experiments.presets import has_preset, preset, refinement
+from experiments.presets import check_preset, preset, refinement
 from jaxrobo import data, rundir, training
 from jaxrobo.env import Env, PhysicsEnv
 from jaxrobo.evaluation import Estimate, evaluate
@@ -150,22 +150,13 @@ def _check(env: Env, options: Refinement) -> None:
         raise ValueError(f"{options.env} has no scripted expert")
     env.expert()
     for algo in (_algorithm(options, stage) for stage in _STAGES):
-        if not has_preset(options.env, algo, _profile(options.preset)):
-            raise ValueError(f"{options.env} has no preset {options.preset!r} for {algo}")
+        check_preset(options.env, algo, options.preset)
     if options.demos is not None:
         data.check_env(data.read(options.demos), env)
 
 
 def _algorithm(options: Refinement, stage: str) -> str:
     return {"clone": options.clone, "refined": "residual_ppo"}[stage]
-
-
-def _preset(env: str, chosen: str, algo: str) -> dict[str, Any]:
-    return preset(env, algo, _profile(chosen))
-
-
-def _profile(chosen: str) -> str | None:
-    return None if chosen == Refinement.preset else chosen
 
 
 def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
@@ -176,7 +167,7 @@ def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
         config_class = envs.config_class(name)
         options = cli.merge(refinement=Refinement, task=config_class)
         names = {f.name for f in dataclasses.fields(config_class)}
-        known = {k: v for k, v in _preset(name, chosen, "residual_ppo").items() if k in names}
+        known = {k: v for k, v in preset(name, "residual_ppo", chosen).items() if k in names}
         kept, _ = cli.distribute(refinement(name, chosen), Refinement, config_class)
         default = options(Refinement(env=name, **kept), config_class(**known))
     parsed = cli.parse(options, argv, _COMMAND, __doc__, default)
@@ -224,7 +215,7 @@ def _train(
     """Runs a stage that trains, or what is left of it; None if it's interrupted."""
     folder, algo = run_dir / stage, _algorithm(options, stage)
     config_class = algorithm(algo).config_class
-    values = _preset(options.env, options.preset, algo)
+    values = preset(options.env, algo, options.preset)
     _, run, config = cli.distribute(values, type(task), _Budget, config_class)
     if stage == "refined" and options.steps is not None:
         longer = options.steps / run["steps"]

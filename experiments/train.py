@@ -23,7 +23,7 @@ from experiments.common import (
     show,
     source_entry,
 )
-from experiments.presets import has_preset, preset
+from experiments.presets import check_preset, preset
 from jaxrobo import data, rundir, training
 from jaxrobo.metrics import JSONL
 
@@ -41,7 +41,8 @@ class Run:
         accelerator.
       demos: demonstrations to clone, a file of `experiments.collect`.
       base: the policy that a residual policy corrects: the folder of a run, or "expert".
-      preset: of `experiments.refine`, whose stage this is: long, paper; its ordinary one if None.
+      preset: of `experiments.refine`, whose stage this is: cpu, long, paper; the task's own if
+        None.
       run_dir: where everything is written; runs/<env>-<algo>-<seed> if None.
       resume: go on with the run in that folder.
       seed: the first seed.
@@ -124,8 +125,8 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
     with cli.failing(ValueError):
         task, config = envs.config_class(name), algorithm(algo).config_class
         options = cli.merge(run=Run, task=task, algorithm=config)
-        if chosen is not None and not has_preset(name, algo, chosen):
-            raise ValueError(f"{name} has no preset {chosen!r} for {algo}")
+        if chosen is not None:
+            check_preset(name, algo, chosen)
         values = cli.distribute(preset(name, algo, chosen or profile), Run, task, config)
         run = Run(env=name, algo=algo, **values[0])
         default = options(run, task(**values[1]), config(**values[2]))

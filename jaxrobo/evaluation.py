@@ -28,6 +28,9 @@ class Estimate(NamedTuple):
     high: float
 
 
+Evaluator = Callable[[Params, str, int], dict[str, Estimate]]
+
+
 def evaluate(
     env: Env,
     policy: Policy,
@@ -39,8 +42,7 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Runs a policy for some episodes, each to its own end.
 
-    Every call compiles anew. For parameters one after another, jit an `episode_runner` and give it
-    to `run_episodes` and `summarise`.
+    Every call compiles anew; for parameters one after another there's `evaluator`.
 
     Episode i starts from `episode_key(split, seed, i)` (`jaxrobo.rollout`), whatever the batch; of
     a `HostEnv`, episodes are seeded `num_envs` at a time.
@@ -61,12 +63,27 @@ def evaluate(
     Raises:
       ValueError: on an unknown split, no time limit, or `episodes` or `batch` below 1.
     """
+    return evaluator(env, policy, episodes, batch)(params, split, seed)
+
+
+def evaluator(env: Env, policy: Policy, episodes: int = 256, batch: int = 256) -> Evaluator:
+    """`evaluate` for parameters one after another: `(params, split, seed)` -> estimates.
+
+    Compiles at its first call.
+
+    Raises:
+      ValueError: see `evaluate`; on an unknown split when it's called.
+    """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     batch = batch_size(env, min(batch, episodes))
     run = episode_runner(env, policy, batch)
     run = run if isinstance(env, HostEnv) else jax.jit(run)
-    return summarise(env.metric, run_episodes(run, batch, params, split, seed, episodes))
+
+    def estimates(params: Params, split: str, seed: int) -> dict[str, Estimate]:
+        return summarise(env.metric, run_episodes(run, batch, params, split, seed, episodes))
+
+    return estimates
 
 
 def batch_size(env: Env, batch: int) -> int:

@@ -48,6 +48,13 @@ def cache(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def hears_ctrl_c():
+    """As in front: a shell makes what it starts in the background ignore Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """`with interrupted(after=3):` sends SIGINT once iteration 3 of a run is logged."""

@@ -222,13 +222,20 @@ def test_second_interrupt_aborts(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(metrics.Logs, "write", interrupt)
-    # A shell lets the programs that it starts in the background ignore Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a", 8)
+
+
+def test_a_run_in_the_background_stays_deaf_to_ctrl_c(tmp_path, straight, interrupted):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "a", 8)
+        with interrupted(after=3):
+            result = run(tmp_path / "a", 8)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+    assert not result.interrupted
+    assert bits(result.state) == bits(straight[0].state)
 
 
 def test_seeds_at_once_are_the_seeds_one_by_one(tmp_path):

@@ -23,7 +23,13 @@ from jaxrobo.learning.normaliser import (
     normalise,
     update_stats,
 )
-from jaxrobo.learning.trainer import Metrics, Trainer, jit_step, learned_alone
+from jaxrobo.learning.trainer import (
+    Metrics,
+    Trainer,
+    episode_metrics,
+    jit_step,
+    learned_alone,
+)
 from jaxrobo.networks import ActorCritic, activation, flatten_observation, observation_size
 from jaxrobo.policy import Params, Policy, gaussian
 from jaxrobo.randomise import weakened
@@ -288,9 +294,8 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
             key, env_key = jax.random.split(state.key)
             begun = simulations.start(now, sampling, env_key, config.num_envs)
             state = state.replace(key=key, rollout=begun)
-        again = not config.whole_episodes
         states, batch = simulations.rollout(
-            now, sampling, params, state.rollout, config.horizon, again
+            now, sampling, params, state.rollout, config.horizon, not config.whole_episodes
         )
         return state.replace(rollout=states), batch
 
@@ -302,14 +307,14 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
             agent.network, config, state, batch, x, x_next, action, weight
         )
         state, metrics = _optimise(agent.network, optimiser, config, state, samples, sgd_key)
-        rows = x.reshape(-1, agent.size)
+        stats = update_stats(state.observation_stats, x.reshape(-1, agent.size), samples.weight)
         state = state.replace(
             iteration=state.iteration + 1,
             key=key,
             value_stats=value_stats,
-            observation_stats=update_stats(state.observation_stats, rows, samples.weight),
+            observation_stats=stats,
         )
-        return state, metrics | _episode_metrics(batch)
+        return state, metrics | episode_metrics(batch)
 
     return Trainer(
         init=jax.jit(init),
@@ -413,8 +418,7 @@ def _optimise(
     def gradient_step(state: TrainState, minibatch: _Samples) -> tuple[TrainState, Metrics]:
         grads, metrics = jax.grad(_loss, has_aux=True)(state.params, network, config, minibatch)
         updates, opt_state = optimiser.update(grads, state.opt_state)
-        rates = _rates(config, state.learning_rate, updates)
-        updates = jax.tree.map(lambda u, rate: -rate * u, updates, rates)
+        updates = _scaled(config, state.learning_rate, updates)
         params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
         return state.replace(params=params, opt_state=opt_state), metrics
@@ -451,17 +455,15 @@ def _optimise(
     return state, metrics | {"learning_rate": state.learning_rate, "epochs": done}
 
 
-def _rates(config: Config, rate: jax.Array, params: Params) -> Params:
-    """The learning rate of each parameter."""
-    critic = config.critic_learning_rate
-    factor = 1.0 if critic is None else critic / config.learning_rate
+def _scaled(config: Config, rate: jax.Array, updates: Params) -> Params:
+    """Down the gradient, at the learning rate of each parameter."""
+    factor = (config.critic_learning_rate or config.learning_rate) / config.learning_rate
 
-    def of(path: tuple, _: jax.Array) -> jax.Array:
-        return rate * factor if {"critic", "value"} & {entry.key for entry in path} else rate
+    def scaled(path: tuple, update: jax.Array) -> jax.Array:
+        critics = {"critic", "value"} & {entry.key for entry in path}
+        return -(rate * factor if critics else rate) * update
 
-    return (
-        jax.tree.map_with_path(of, params) if factor != 1 else jax.tree.map(lambda _: rate, params)
-    )
+    return jax.tree.map_with_path(scaled, updates)
 
 
 def _loss(
@@ -500,11 +502,3 @@ def _adapt(rate: jax.Array, kl: jax.Array, target: float) -> jax.Array:
     """Slower where the policy moved too far, faster where it hardly moved."""
     rate = jnp.where(kl > 2 * target, rate / 1.5, jnp.where(kl < target / 2, rate * 1.5, rate))
     return jnp.clip(rate, 1e-6, 1e-2)
-
-
-def _episode_metrics(batch: Transition) -> Metrics:
-    """Means over the episodes that ended within the batch, NaN if none did."""
-    done = batch.live & (batch.terminated | batch.truncated)
-    count = jnp.sum(done)
-    mean = lambda x: jnp.sum(jnp.where(done, x, 0.0)) / count
-    return {"episode/count": count} | {f"episode/{k}": mean(v) for k, v in batch.episode.items()}

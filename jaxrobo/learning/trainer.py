@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxrobo.env import Env, HostEnv
 from jaxrobo.policy import Params, Policy
+from jaxrobo.rollout import Transition
 
 TrainState = Any
 Batch = Any
@@ -92,6 +94,14 @@ def over_seeds(trainer: Trainer) -> Trainer:
         update=update,
         step=jit_step(collect, update, trainer.env),
     )
+
+
+def episode_metrics(batch: Transition) -> Metrics:
+    """Means over the episodes that ended within the batch, NaN if none did."""
+    done = batch.live & (batch.terminated | batch.truncated)
+    count = jnp.sum(done)
+    mean = lambda x: jnp.sum(jnp.where(done, x, 0.0)) / count
+    return {"episode/count": count} | {f"episode/{k}": mean(v) for k, v in batch.episode.items()}
 
 
 def _in_turn(update: Callable) -> Callable:

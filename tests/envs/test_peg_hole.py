@@ -9,6 +9,7 @@ import pytest
 
 import envs
 from envs.assembly.base import TAG_POS, in_tag_frame
+from envs.assembly.peg_hole import build
 from envs.robots import panda
 from jaxrobo import control
 from jaxrobo.control import pose_action
@@ -197,6 +198,15 @@ def test_perturbations_kick_parts_now_and_then():
     assert 0.1 < share < 0.25
 
 
+def test_what_is_over_is_not_kicked():
+    env, reset, _ = make(perturbation=1.0)
+    state = reset(keys(4))
+    live = jnp.arange(4) % 2 == 0
+    kick = jax.jit(jax.vmap(env.unwrapped._kick))
+    kicked = kick(state.data, keys(4), live).qvel != state.data.qvel
+    np.testing.assert_array_equal(kicked.any(axis=1), live)
+
+
 def test_the_expert_solves_it():
     """All of 32 of the widest starts, among which are those of the others."""
     env, _, _ = make(randomness="wide", terminate_on_success=True)
@@ -213,6 +223,18 @@ def test_a_fixed_hole_stays():
     np.testing.assert_allclose(
         state.obs["parts_poses"][:, 7:10], [[-0.05, 0.0985, 0]] * 4, atol=1e-6
     )
+
+
+def test_a_fixed_hole_meets_only_what_moves():
+    def met(hole):
+        model = build(hole=hole)
+        owner = lambda geom: model.geom(geom).name.split("/")[0]
+        pairs = zip(model.pair_geom1, model.pair_geom2, strict=True)
+        owners = [{owner(a), owner(b)} for a, b in pairs]
+        return set().union(*(pair - {"hole"} for pair in owners if "hole" in pair))
+
+    assert met("free") == {"peg", "panda", "table", "obstacle"}
+    assert met("fixed") == {"peg", "panda"}
 
 
 @pytest.mark.parametrize(

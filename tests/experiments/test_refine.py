@@ -11,11 +11,12 @@ import rich
 
 import envs
 from experiments import evaluate, refine, train
-from experiments.common import load, restore_trainer
-from experiments.presets import PRESETS
+from experiments.common import load, make_trainer, restore_trainer
+from experiments.presets import PRESETS, REFINEMENTS
 from jaxrobo import checkpoint, data, metrics, training
 from jaxrobo._plan import state_template
 from jaxrobo.evaluation import evaluate as measure
+from jaxrobo.learning import residual_ppo
 from tests.experiments import coin
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -233,6 +234,23 @@ def test_demonstrations_may_be_given(straight, tmp_path, monkeypatch):
     assert given["estimates"] == own["estimates"]
 
 
+@pytest.mark.parametrize(("argv", "act"), [([], -0.2), (["--act", "-0.15"], -0.15)])
+def test_demonstrations_differ_as_the_preset_says_unless_a_flag_says_otherwise(
+    argv, act, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(REFINEMENTS, ("Coin", "cpu"), {"act": -0.2, "episodes": 50})
+
+    def kill(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(refine, "evaluate", kill)
+    with pytest.raises(Killed):
+        refine.main([*REFINE, *argv, "--run-dir", str(tmp_path / "run")])
+    demos = data.read(tmp_path / "run/demonstrations.zarr")
+    assert demos.episodes == 3
+    assert {float(a) for a in np.ravel(demos.action)} == {np.float32(act)}
+
+
 def test_a_base_that_changed_is_refused(straight, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(straight, run_dir)
@@ -345,6 +363,22 @@ def test_what_was_trained_comes_back_without_the_demonstrations(
     assert type(env.unwrapped) is coin.Coin
     assert policy.period == (1 if name.endswith("expert") else 2)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_units_over_the_expert_are_those_of_the_native_engine(straight, monkeypatch):
+    """What was learned in them on one engine is loaded for the other."""
+    made, original = [], envs.make
+
+    def make(name, engine="auto", **options):
+        made.append(engine)
+        return original(name, engine, **(options if engine == "native" else {"act": -0.2}))
+
+    monkeypatch.setattr(envs, "make", make)
+    config = residual_ppo.Config(num_envs=2, horizon=4, minibatches=1)
+    trainer = make_trainer("Coin", "mjx", coin.Config(), "residual_ppo", config, "expert")
+    assert made == ["mjx", "native"]
+    assert trainer.env.unwrapped.config.act == -0.2
+    np.testing.assert_allclose(trainer.inputs.normaliser.offset["action"], -0.25)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from jaxrobo.distributions import normal_log_prob
 from jaxrobo.env import NaNGuard, TimeLimit
 from jaxrobo.learning import ppo
 from jaxrobo.learning.normaliser import denormalise, init_stats, normalise
+from jaxrobo.learning.trainer import episode_metrics
 from jaxrobo.networks import ActorCritic, flatten_observation
 from jaxrobo.randomise import ObservationNoise
 from jaxrobo.rollout import Transition, run_episode
@@ -368,7 +369,7 @@ def test_whole_episodes_start_anew_in_every_iteration_and_reach_their_end(whole)
             assert (np.abs(x[: steps - 1]) <= 1).all()
             assert batch.terminated[steps - 1, i] or steps == 6
             np.testing.assert_array_equal(batch.obs[1:steps, i], batch.next_obs[: steps - 1, i])
-        assert ppo._episode_metrics(batch)["episode/count"] == 6
+        assert episode_metrics(batch)["episode/count"] == 6
         assert 6 < batch.live.sum() < 36  # some ended beyond the edge, not all at once
     assert len(np.unique(starts)) == 12
 
@@ -541,9 +542,9 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         episode=sums,
         aux={},
     )
-    metrics = ppo._episode_metrics(batch)
+    metrics = episode_metrics(batch)
     assert (metrics["episode/count"], metrics["episode/reward"]) == (2, 2.5)
-    none = ppo._episode_metrics(batch.replace(terminated=no, truncated=no))
+    none = episode_metrics(batch.replace(terminated=no, truncated=no))
     assert none["episode/count"] == 0
     assert np.isnan(none["episode/reward"])  # not zero
 

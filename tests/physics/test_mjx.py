@@ -85,6 +85,29 @@ def test_a_program_for_an_accelerator_calls_no_host(pendulum):
     assert "optimization_barrier" not in exported
 
 
+def test_all_products_of_matrices_ask_for_full_precision():
+    """Those of an accelerator have three digits unless they're told to."""
+    model = _pendulum()  # touches nothing, but a contact's rows are computed all the same
+    physics = make_physics(model, "mjx")
+    run = lambda a, t: physics.step(physics.init(qpos=a), {"ctrl": t}, 1)
+    closed = jax.make_jaxpr(run)(jnp.zeros(1), jnp.zeros(1))
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    found = [
+        eqn.params["precision"] for eqn in _equations(closed) if eqn.primitive.name == "dot_general"
+    ]
+    assert len(found) > 10
+    assert set(found) == {highest}
+
+
+def _equations(jaxpr):
+    """All of a program, those of its loops and calls too."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for value in jax.tree.leaves([*eqn.params.values()], is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from _equations(value)
+
+
 def test_kinematics_of_a_long_chain_are_fast_in_a_plain_jit():
     link = '<body pos="0 0 0.1"><joint axis="{}"/><geom size="0.02" contype="0"/>'
     axes = ["0 0 1", "0 1 0", "1 0 0"] * 3
