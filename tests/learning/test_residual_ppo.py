@@ -39,7 +39,7 @@ def bases(name, demos):
     if name == "mlp":
         trainer = bc.make(ENV, demos, bc.Config(horizon=3, obs_horizon=2, hidden=(8,), **small))
     else:
-        config = diffusion_bc.Config(horizon=4, widths=(8,), sampling_steps=2, **small)
+        config = diffusion_bc.Config(horizon=4, widths=(8,), sampling_steps=1, **small)
         trainer = diffusion_bc.make(ENV, demos, config)
     policy, params = trainer.policy(jax.jit(trainer.init)(KEY, trainer.inputs))
     # The last layer starts near zero; so that it says something:
