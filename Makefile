@@ -14,7 +14,7 @@ SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo taste test test-maniskill test-playground lint format clean
+.PHONY: help install demo taste test test-bridges test-maniskill test-playground lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -34,8 +34,11 @@ taste: $(STAMP)  ## train DofbotReacher by PPO, evaluate it and film it: two min
 test: lint  ## check style and run the tests; two at a time; PYTEST_ARGS="-k native" instead goes to pytest
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
-# Simulators that are too large for .venv have one of their own. TORCH names a build of torch to install first: that
+# What is too large for .venv has one of its own. TORCH names a build of torch to install first: that
 # for CPUs is enough. If it's empty, pip downloads its default, on Linux with NVIDIA's libraries: some gigabytes.
+test-bridges: .venv-benchmarks/.installed  ## run the tests of the bridges to torch and stable-baselines3, in .venv-benchmarks
+	.venv-benchmarks/bin/python -m pytest -q tests/bridge
+
 test-maniskill: .venv-maniskill/.installed  ## run the tests of the bridges to torch and ManiSkill 3, in .venv-maniskill
 	.venv-maniskill/bin/python -m pytest -q tests/maniskill tests/bridge/test_dlpack.py tests/bridge/test_vector.py
 

@@ -1,6 +1,5 @@
 """What benchmarks share: timing, the machine, and the report."""
 
-import json
 import os
 import platform
 import time
@@ -10,8 +9,11 @@ from typing import Any
 
 import jax
 import mujoco
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from jaxrobo import rundir
 
 
 def best_of(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -43,11 +45,12 @@ def report(title: str, rows: list[dict[str, Any]], out: Path | None) -> None:
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(
+            *(f"{v:,.4g}" if isinstance(v, float | np.floating) else str(v) for v in row.values())
+        )
     Console().print(table)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=2))
+        rundir.write_json(out, {"title": title, "machine": machine(), "rows": rows})
 
 
 def _processor() -> str:

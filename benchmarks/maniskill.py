@@ -141,6 +141,8 @@ class Log:
 
 
 def _row(options: Options, log: Log, result: training.Result) -> dict[str, Any]:
+    if result.interrupted:
+        raise SystemExit(130)
     n = options.compared
     first, last = np.array(log.returns[:n]), np.array(log.returns[-n:])
     error = np.sqrt(first.var(ddof=1) / n + last.var(ddof=1) / n)

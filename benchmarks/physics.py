@@ -10,7 +10,7 @@ All in control steps a second; the physics steps of one are in the title.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class Options:
       out: where to write JSON.
     """
 
-    scenes: tuple[str, ...] = ("reacher", "peg")
+    scenes: tuple[Literal["reacher", "peg"], ...] = ("reacher", "peg")
     sims: tuple[int, ...] = (64, 256, 2048)
     mjx_sims: tuple[int, ...] = ()
     repeats: int = 5
@@ -76,7 +76,8 @@ def main(options: Options) -> None:
         rows = [_native_row(scene, native, n, name, options) for n in options.sims]
         rows += [_mjx_row(scene, n, options) for n in options.mjx_sims]
         out = options.out and options.out.with_stem(f"{options.out.stem}-{name}")
-        report(f"{name}, {scene.substeps} physics steps a control step", rows, out)
+        title = f"{name}: control steps/s, of {scene.substeps} physics steps each"
+        report(title, rows, out)
 
 
 def _scene(name: str) -> Scene:

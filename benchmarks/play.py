@@ -40,6 +40,10 @@ look();
 """
 
 
+_PATIENCE = 60.0
+"""Seconds that the page has to start."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Options of the benchmark.
@@ -72,7 +76,10 @@ def main(options: Options) -> None:
     try:
         with tempfile.TemporaryDirectory() as profile, Browser(profile) as browser:
             browser.open(page.url)
-            while "taken over" not in browser.run("return document.body.innerText"):
+            began = time.monotonic()
+            while "taken over" not in (text := browser.run("return document.body.innerText")):
+                if not player.is_alive() or time.monotonic() > began + _PATIENCE:
+                    raise SystemExit(f"the page doesn't start; it shows: {text!r}")
                 time.sleep(0.5)
             browser.run(_COUNT)
             row = _measure(page, browser, options.seconds)

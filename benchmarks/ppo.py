@@ -80,6 +80,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if unknown := set(options.learners) - set(LEARNERS):
+        raise SystemExit(f"unknown learners {sorted(unknown)}; valid: {', '.join(LEARNERS)}")
     if options.solve:
         rows = [_solve(k, s, options) for s in range(options.seeds) for k in options.learners]
         report(f"DofbotReacher, time to {GOALS} goals an episode", rows, options.out)

@@ -87,6 +87,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if unknown := set(options.variants) - VARIANTS.keys():
+        raise SystemExit(f"unknown variants {sorted(unknown)}; valid: {', '.join(VARIANTS)}")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = options.run_dir or Path(folder)
@@ -94,6 +96,7 @@ def main(options: Options) -> None:
             expert = _expert(VARIANTS[name], options.episodes)
             for seed in range(options.seeds):
                 rows.append(_train(options, name, seed, root / f"{name}-{seed}", expert))
+                print(rows[-1], flush=True)
     report("goals an episode on the test split", rows, options.out)
 
 
@@ -109,6 +112,7 @@ def _train(options: Options, name: str, seed: int, run_dir: Path, expert: Estima
     flags = ["--env", variant.env, *variant.flags]
     steps = round(options.budget * train.parse(flags)[0].steps)
     flags += ["--steps", str(steps), "--seed", str(seed), "--run-dir", str(run_dir)]
+    flags += ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
     train.main([*flags, "--test-episodes", str(options.episodes)])
     seconds = time.perf_counter() - begin
     result = json.loads((run_dir / rundir.RESULT).read_text())

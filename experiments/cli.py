@@ -70,6 +70,19 @@ def peek(argv: Sequence[str], *flags: str) -> list[str | None]:
     return [known[flag] for flag in flags]
 
 
+def given(argv: Sequence[str], *names: str) -> set[str]:
+    """Those of some options that flags name, as `--name` or `--no-name`."""
+    flags = {argument.partition("=")[0] for argument in argv if argument.startswith("--")}
+    spelled = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+    return {name for name in names if {name, f"no_{name}"} & spelled}
+
+
+def stopped(command: str) -> NoReturn:
+    """Tells how to go on with what a signal stopped, and exits with the code that shells know."""
+    print(f"to go on: {command}")
+    sys.exit(130)
+
+
 def merge(**groups: type) -> type:
     """A dataclass of dataclasses, whose fields are to be flags together.
 

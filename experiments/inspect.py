@@ -96,7 +96,8 @@ def film(demos: data.Trajectories, path: Path, episodes: Sequence[int]) -> None:
             f"1 to {rendering.MAX_TILES} episodes fit into a video, got {len(episodes)}"
         )
     trajectory = to_film(data.take(demos, episodes))
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in (about.config or {}).items()}
+    options = {**(about.config or {}), **(about.conditions or {})}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     env = envs.make(about.env, "native", **fields)
     rendering.film(env, trajectory, path)
 

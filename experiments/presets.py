@@ -18,6 +18,11 @@ needs tenths of a millimetre of some centimetres, not of the table's width."""
 
 _PEG_HOLE_PAPER = {"observe_errors": False, "action": "pos"}
 
+_CLONING = {"steps": 20_000, "evaluate_every": 2_000}
+
+ALGORITHMS: dict[str, dict[str, Any]] = {"bc": _CLONING, "diffusion_bc": _CLONING}
+"""By algorithm: for tasks without a preset."""
+
 PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     # A goal takes 4 steps.
     ("DofbotReacher", "ppo"): _REACHER | {"steps": 9_000_000, "discount": 0.95},
@@ -119,7 +124,7 @@ demonstrations are collected."""
 
 def preset(env: str, algo: str, profile: str | None = None) -> dict[str, Any]:
     """The flags that a task, an algorithm and a profile stand for."""
-    general = PRESETS.get((env, algo), {})
+    general = PRESETS.get((env, algo), ALGORITHMS.get(algo, {}))
     return general | PRESETS.get((env, algo, profile), {}) if profile else general
 
 

@@ -101,17 +101,17 @@ class Refinement:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    options, task = parse(argv)
+    options, task, demonstrated = parse(argv)
     with cli.failing(ValueError):
-        env, run_dir = _begin(options, task)
+        env, run_dir = _begin(options, task, demonstrated)
     with cli.failing(training.RunError, data.DataError, data.NoSuccess):
-        finished = _refine(env, options, task, run_dir)
+        finished = _refine(env, options, task, demonstrated, run_dir)
     if not finished:
         again = argv if options.resume else [*argv, "--resume"]
-        print(f"to go on: {_COMMAND} {shlex.join(again)}")
+        cli.stopped(f"{_COMMAND} {shlex.join(again)}")
 
 
-def _begin(options: Refinement, task: Any) -> tuple[Env, Path]:
+def _begin(options: Refinement, task: Any, demonstrated: Any) -> tuple[Env, Path]:
     """The environment, and the run's folder, new or to go on with.
 
     Raises:
@@ -121,19 +121,21 @@ def _begin(options: Refinement, task: Any) -> tuple[Env, Path]:
     env = envs.make(options.env, options.engine, **dataclasses.asdict(task))
     _check(env, options)
     config = {"refinement": _lasting(options), "task": task, "engine": env.engine}
+    if options.demos is None:
+        config["demonstrated"] = demonstrated
     rundir.check(run_dir, config, options.resume)
     rundir.write_json(run_dir / rundir.CONFIG, config)
     return env, run_dir
 
 
-def _refine(env: Env, options: Refinement, task: Any, run_dir: Path) -> bool:
+def _refine(env: Env, options: Refinement, task: Any, demonstrated: Any, run_dir: Path) -> bool:
     """Runs what is left of the stages; False if one was interrupted.
 
     Raises:
       RunError: if a stage's folder isn't of this run.
       NoSuccess: if the expert fails all the time.
     """
-    results = {"expert": _demonstrate(env, options, task, run_dir)}
+    results = {"expert": _demonstrate(env, options, demonstrated, run_dir)}
     sources = {"clone": options.demos or run_dir / _DEMOS, "refined": run_dir / "clone"}
     for stage, source in sources.items():
         result = _train(stage, source, options, task, run_dir)
@@ -159,8 +161,11 @@ def _algorithm(options: Refinement, stage: str) -> str:
     return {"clone": options.clone, "refined": "residual_ppo"}[stage]
 
 
-def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
-    """Options of the refinement, and the task's `Config`. Exits with 2 on a wrong flag."""
+def parse(argv: Sequence[str]) -> tuple[Refinement, Any, Any]:
+    """Options of the refinement, the task's `Config`, and that in which demonstrations are given.
+
+    They differ as the preset says, except in what flags say. Exits with 2 on a wrong flag.
+    """
     name, chosen = cli.peek(argv, "--env", "--preset")
     name, chosen = name or Refinement.env, chosen or Refinement.preset
     with cli.failing(ValueError):
@@ -168,10 +173,12 @@ def parse(argv: Sequence[str]) -> tuple[Refinement, Any]:
         options = cli.merge(refinement=Refinement, task=config_class)
         names = {f.name for f in dataclasses.fields(config_class)}
         known = {k: v for k, v in preset(name, "residual_ppo", chosen).items() if k in names}
-        kept, _ = cli.distribute(refinement(name, chosen), Refinement, config_class)
+        kept, changes = cli.distribute(refinement(name, chosen), Refinement, config_class)
         default = options(Refinement(env=name, **kept), config_class(**known))
     parsed = cli.parse(options, argv, _COMMAND, __doc__, default)
-    return parsed.refinement, parsed.task
+    given = cli.given(argv, *changes)
+    changes = {k: v for k, v in changes.items() if k not in given}
+    return parsed.refinement, parsed.task, dataclasses.replace(parsed.task, **changes)
 
 
 _DEMOS = "demonstrations.zarr"
@@ -183,7 +190,7 @@ def _lasting(options: Refinement) -> dict[str, Any]:
     return {k: v for k, v in rundir.plain(options).items() if k not in free}
 
 
-def _demonstrate(env: Env, options: Refinement, task: Any, run_dir: Path) -> dict[str, Any]:
+def _demonstrate(env: Env, options: Refinement, demonstrated: Any, run_dir: Path) -> dict[str, Any]:
     """Collects demonstrations unless there are some, and tests the expert."""
     path = run_dir / "expert.json"
     result = json.loads(path.read_text()) if path.exists() else {}
@@ -194,12 +201,7 @@ def _demonstrate(env: Env, options: Refinement, task: Any, run_dir: Path) -> dic
         print("stage 1 of 3: demonstrations", flush=True)
         out, count = run_dir / _DEMOS, options.episodes
         options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
-        preset_ = refinement(options.env, options.preset)
-        _, changes = cli.distribute(preset_, Refinement, type(task))
-        usual = dataclasses.asdict(type(task)())
-        changes = {k: v for k, v in changes.items() if getattr(task, k) == usual[k]}
-        disturbed = dataclasses.asdict(dataclasses.replace(task, **changes))
-        demo_env = envs.make(options.env, options.engine, **disturbed)
+        demo_env = envs.make(options.env, options.engine, **dataclasses.asdict(demonstrated))
         collect(demo_env, demo_env.expert(), options_)
     seconds = result.get("wall_seconds", time.perf_counter() - began)
     episodes = options.test_episodes

@@ -47,7 +47,7 @@ class Run:
       resume: go on with the run in that folder.
       seed: the first seed.
       seeds: how many are trained at once.
-      steps: budget; may be raised on resume.
+      steps: budget; may be raised on resume, unless the learning rate falls to zero by then.
       evaluate_every: steps between evaluations, after each of which the run is saved.
       evaluation_episodes: episodes of each evaluation.
       test_episodes: episodes of the test at the end.
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, task, config = parse(argv)
     run_dir = run.run_dir or Path("runs", f"{run.env}-{run.algo}-{run.seed}")
     with cli.failing(ValueError, data.NoSuccess):
+        _check_schedule(run, config)
         source = _source(run)
         trainer = make_trainer(run.env, run.engine, task, run.algo, config, source)
     names = {"env": run.env, "algo": run.algo, "engine": trainer.env.engine, "task": task}
@@ -99,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if result.interrupted:
         again = argv if run.resume else [*argv, "--resume"]
-        print(f"to go on: {_COMMAND} {shlex.join(again)}")
-        return
+        cli.stopped(f"{_COMMAND} {shlex.join(again)}")
     seeds = range(run.seed, run.seed + run.seeds)
     title = f"{run.env}: {run.test_episodes} test episodes, best of {result.steps:,} steps"
     show(title, {f"seed {k}": e for k, e in zip(seeds, result.evaluation, strict=True)})
@@ -132,6 +132,23 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
         default = options(run, task(**values[1]), config(**values[2]))
     parsed = cli.parse(options, argv, _COMMAND, f"{__doc__}\n{known}", default)
     return parsed.run, parsed.task, parsed.algorithm
+
+
+def _check_schedule(run: Run, config: Any) -> None:
+    """Raises ValueError if the learning rate is zero long before the run ends."""
+    if (last := getattr(config, "decay_steps", None)) is not None:
+        flag, an_iteration = f"--decay-steps {last}", config.gradient_steps
+    elif getattr(config, "schedule", None) == "cosine":
+        flag = f"--cosine-iterations {config.cosine_iterations}"
+        an_iteration = config.steps_per_iteration
+        last = config.cosine_iterations * an_iteration
+    else:
+        return
+    if run.steps > last + an_iteration:
+        raise ValueError(
+            f"with {flag} the learning rate is zero from step {last:,} on, of {run.steps:,}: raise "
+            "it in a new run, or lower --steps"
+        )
 
 
 def _source(run: Run) -> Path | str | None:

@@ -237,7 +237,6 @@ def _take_in(
     """
     old, live = state.env, state.env.done == 0
     ends = outcome.terminated | outcome.truncated
-    latest = _pick(_finite(outcome.obs), outcome.obs, old.obs)
     last = outcome.obs
     if kind.same_step:
         last = _pick(ends, old.obs if outcome.final_obs is None else outcome.final_obs, last)
@@ -258,7 +257,7 @@ def _take_in(
         return new, row
     waits = jnp.zeros_like(ends) if kind.same_step else ends
     begins = ends if kind.same_step else old.info["waits"]
-    new = _pick(begins, _fresh(kind, policy, latest, new.key), new)
+    new = _pick(begins, _fresh(kind, policy, outcome.obs, new.key), new)
     # An episode may be over after a step that nobody has seen: the one that began it.
     done = jnp.where(begins & waits, 1.0, new.env.done)
     env = new.env.replace(done=done, info={**new.env.info, "waits": waits})

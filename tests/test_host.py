@@ -125,6 +125,24 @@ def test_an_episode_whose_numbers_arent_finite_is_cut_short(where, autoreset):
     assert not batch.episode["diverged"][6 + wait :].any()
 
 
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+def test_an_episode_doesnt_begin_with_another_ones_place(autoreset):
+    """If a number of its first observation isn't finite: that one is zero, the others stay."""
+
+    class Broken(Walkers):
+        def advance(self, action):
+            outcome = super().advance(action)
+            first = outcome.obs[:, 1] == 0
+            return outcome._replace(obs=outcome.obs.at[:, 0].set(jnp.where(first, jnp.nan, 0.25)))
+
+    batch = play(Broken(autoreset=autoreset), RIGHT._replace(act=still), 20, calls=1)
+    begins = batch.live & (batch.obs[..., 1] == 0)
+    assert begins[1:].sum() > 3
+    np.testing.assert_array_equal(batch.obs[1:, :, 0][begins[1:]], 0)
+    ends = batch.live & (batch.terminated | batch.truncated)
+    np.testing.assert_array_equal(batch.obs[..., 1][ends], 5)
+
+
 def test_a_number_that_isnt_finite_doesnt_spoil_the_training():
     class Broken(Walkers):
         def advance(self, action):

@@ -161,7 +161,9 @@ class _Episodes(base.Wrapper):
 
     def _repeat(self, state: State, action: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         """Applies an action until it's spent or the episode ends, and sums what that brings."""
-        state = self._inner.step(state.replace(done=jnp.zeros_like(state.done)), action)
+        no = jnp.zeros_like(state.terminated)
+        fresh = state.replace(done=jnp.zeros_like(state.done), terminated=no, truncated=no)
+        state = self._inner.step(fresh, action)
 
         def again(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
             live = state.done == 0

@@ -112,9 +112,10 @@ def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -
 
     `step` returns `(observations, reward, done, extras)`; `observations["obs"]` is what is read. An
     episode that is done shows its last state; the next action is ignored, and what that step shows
-    is the next episode's. `extras["time_outs"]` tells which were cut short; without it, all count
-    as terminated. Simulations aren't seeded: they draw from what they were made with. Where an
-    episode is over as it begins, all make a step of zeros, unseen, until none is.
+    is the next episode's. `extras["time_outs"]` tells which were cut short; without it, those whose
+    `progress_buf` says that their time was up, whatever else ended them. Simulations aren't seeded:
+    they draw from what they were made with. Where an episode is over as it begins, all make a step
+    of zeros, unseen, until none is.
 
     Args:
       env: the simulations.
@@ -147,6 +148,8 @@ def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -
         observations, reward, done, extras = env.step(to_torch(action, copy=True))
         done = done != 0
         cut = extras.get("time_outs")
+        if cut is None and own is not None and hasattr(task, "progress_buf"):
+            cut = task.progress_buf >= own - 1  # as VecTask has it
         cut = done & (cut != 0) if cut is not None else done & False
         obs, reward = to_jax((observations["obs"], reward), copy)
         terminated, truncated = to_jax((done & ~cut, cut), copy=False)
@@ -154,8 +157,10 @@ def from_isaac_gym(env: Any, time_limit: int | None = None, copy: bool = True) -
 
     task = getattr(env, "_task", env)  # of OmniIsaacGymEnvs, behind its VecEnvRLGames
     limits = (getattr(task, name, None) for name in ("max_episode_length", "_max_episode_length"))
-    limit = _whole(time_limit or next((x for x in limits if x is not None), None))
-    return VectorEnv(env, env.num_envs, action_size, start, step, "next_step", limit)
+    own = _whole(next((x for x in limits if x is not None), None))
+    return VectorEnv(
+        env, env.num_envs, action_size, start, step, "next_step", _whole(time_limit) or own
+    )
 
 
 def from_isaac_lab(
@@ -168,8 +173,12 @@ def from_isaac_lab(
     """A `ManagerBasedRLEnv` or `DirectRLEnv` of Isaac Lab.
 
     `step` returns `(observations, reward, terminated, time_outs, extras)` and has reset what is
-    over, so that `observations` are the next episode's first. Nobody tells the last ones: where an
-    episode was cut short, its last value is taken from the observation one step before.
+    over, so that `observations` are the next episode's first. The last ones are in
+    `extras["final_obs"]` if `cfg.compute_final_obs` is set; if not, nobody tells them: where an
+    episode was cut short, its last value is then taken from the observation one step before.
+
+    Tasks that let episodes begin at a random age (`episode_length_buf`), so that not all end at
+    once, begin at age 0 when all start: an evaluation is of whole episodes.
 
     Args:
       env: the simulations.
@@ -190,14 +199,23 @@ def from_isaac_lab(
             raise ValueError(f"no observations {group!r}; there are: {', '.join(observations)}")
         return to_jax(observations[group], copy)
 
+    tells_final = getattr(getattr(inner, "cfg", None), "compute_final_obs", False)
+
     def start(seed: int) -> Observation:
-        return read(env.reset(seed=seed)[0])
+        observations, _ = env.reset(seed=seed)
+        if (ages := getattr(inner, "episode_length_buf", None)) is not None:
+            ages[:] = 0
+        return read(observations)
 
     def step(action: jax.Array) -> Outcome:
         scaled = to_torch(action, copy=True) * action_scale
-        observations, reward, terminated, cut, _ = env.step(scaled)
+        observations, reward, terminated, cut, extras = env.step(scaled)
         flags = to_jax((terminated.bool(), cut.bool()))
-        return Outcome(read(observations), to_jax(reward, copy), *flags, {})
+        outcome = Outcome(read(observations), to_jax(reward, copy), *flags, {})
+        if not tells_final:
+            return outcome
+        final = extras.get("final_obs")  # only where an episode is over
+        return outcome._replace(final_obs=outcome.obs if final is None else read(final))
 
     limit = _whole(time_limit or getattr(inner, "max_episode_length", None))
     action_size = math.prod(inner.single_action_space.shape)
@@ -296,7 +314,8 @@ def from_gymnasium(env: Any, time_limit: int | None = None, metric: Metric = _RE
         obs, reward, terminated, cut, info = env.step(action.reshape(-1, *shape))
         over, metrics = np.asarray(terminated | cut, bool), {}
         for key in names:
-            values = _values(key, info, over if name == "SAME_STEP" else over & False)
+            begun = waits.all()
+            values = _values(key, info, over if name == "SAME_STEP" else over & False, begun)
             values = np.where(waits, 0.0, values)  # of the step that only starts an episode
             if metric.kind == "rate":
                 new = (values > 0) & ~achieved
@@ -378,8 +397,10 @@ def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
     return low.reshape(-1), high.reshape(-1)
 
 
-def _values(name: str, info: Mapping[str, Any], over: np.ndarray) -> np.ndarray:
+def _values(name: str, info: Mapping[str, Any], over: np.ndarray, begun: bool) -> np.ndarray:
     """A number for each simulation, from `info`, or from `info["final_info"]` where it's over.
+
+    Zeros where all have only just `begun`, which is when nobody has to tell.
 
     Raises:
       ValueError: if neither has it.
@@ -390,10 +411,10 @@ def _values(name: str, info: Mapping[str, Any], over: np.ndarray) -> np.ndarray:
         return np.where(over, np.asarray(final[name], np.float32), live)
     if name in info:
         return np.asarray(info[name], np.float32)
+    if begun:
+        return np.zeros(over.shape, np.float32)
     there = sorted(key for key in {*info, *final} if not key.startswith(("_", "final")))
-    if there:
-        raise ValueError(f"info has no {name!r}; there are: {', '.join(there)}")
-    return np.zeros(over.shape, np.float32)  # all have just started
+    raise ValueError(f"info has no {name!r}; there are: {', '.join(there) or 'none'}")
 
 
 def _final(obs: Any, final: np.ndarray, over: np.ndarray) -> Any:

@@ -87,9 +87,13 @@ def check_env(trajectories: Trajectories, env: Env) -> None:
 
 
 def check_settings(
-    there: Metadata, here: Metadata, fields: tuple[str, ...] = (*_OF_THE_TASK, "split", "seed")
+    there: Metadata,
+    here: Metadata,
+    fields: tuple[str, ...] = (*_OF_THE_TASK, "conditions", "split", "seed"),
 ) -> None:
     """Compares the metadata of a file (`there`) with the wanted; the unknown isn't compared.
+
+    Of the task alone, they may be used together; of all fields, they belong into one file.
 
     Raises:
       DataError: naming all fields that differ, with both values.

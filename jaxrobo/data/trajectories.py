@@ -33,6 +33,8 @@ class Metadata:
     Attributes:
       env: name of the environment.
       config: its options.
+      conditions: those of its options that don't make another task of it: what disturbs it, how an
+        episode ends.
       action: what an action means, such as "pos" or "delta" (`jaxrobo.control.POSE_MODES`).
       dt: seconds a control step lasts.
       split: the episodes' split (`jaxrobo.rollout.SPLITS`).
@@ -43,6 +45,7 @@ class Metadata:
 
     env: str | None = None
     config: Mapping[str, Any] | None = None
+    conditions: Mapping[str, Any] | None = None
     action: str | None = None
     dt: float | None = None
     split: str | None = None
@@ -70,13 +73,16 @@ def describe(env: Env, split: str | None = None, seed: int | None = None) -> Met
 
     What isn't part of the `Env` protocol is looked up by name: `config` (a dataclass, whose field
     `action` says what an action means, if it has one), `dt`, `engine`. A field of `config` with the
-    metadata `{"of_task": False}` is left out: how an episode ends, or what disturbs it.
+    metadata `{"of_task": False}` is one of the conditions.
     """
     inner = env.unwrapped
     config = getattr(inner, "config", None)
+    options = task_options(config) if config is not None else {}
+    others = {k: v for k, v in rundir.plain(config).items() if k not in options} if config else {}
     return Metadata(
         env=type(inner).__name__,
-        config=None if config is None else task_options(config),
+        config=None if config is None else options,
+        conditions=others or None,
         action=getattr(config, "action", None),
         dt=getattr(inner, "dt", None),
         split=split,

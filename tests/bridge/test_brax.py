@@ -140,6 +140,16 @@ def test_resets_are_computed_only_when_an_episode_ends():
     assert env.resets == [4, 4, 4]  # at the start, and after 3 and 6 steps
 
 
+def test_an_end_doesnt_reach_into_the_next_episode():
+    """Of a task that never says that it isn't cut short."""
+    batch = wrap(BraxEnv(TimeLimit(Corridor(10), 3)), episode_length=100)
+    step, state, seen = jax.jit(batch.step), batch.reset(KEY[None]), []
+    for _ in range(6):
+        state = step(state, jnp.zeros((1, 1)))
+        seen.append((state.info["steps"][0], state.done[0], state.info["truncation"][0]))
+    assert seen == [(1, 0, 0), (2, 0, 0), (3, 1, 1)] * 2
+
+
 def test_an_action_is_repeated_until_the_episode_ends():
     batch = wrap(BraxEnv(Corridor(3)), episode_length=100, action_repeat=2)
     state = batch.reset(KEY[None])

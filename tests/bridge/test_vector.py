@@ -66,12 +66,17 @@ class VecTask:
 class OmniTask(VecTask):
     """As `VecEnvRLGames` of OmniIsaacGymEnvs: resets, then physics; `reset` steps with zeros.
 
-    Nobody tells which episodes were cut short; the task knows how long one lasts.
+    Nobody tells which episodes were cut short; the task knows how long one lasts, which is over
+    when `progress_buf` is one less, and how old each is.
     """
 
     zero_actions = max_episode_length = property()  # not there
-    _task = SimpleNamespace(_max_episode_length=LIMIT)
     _resets = property(lambda self: self.reset_buf)
+
+    def __init__(self):
+        super().__init__()
+        ages = torch.from_numpy(self.walks.state)[:, 1]
+        self._task = SimpleNamespace(_max_episode_length=LIMIT + 1, progress_buf=ages)
 
     def reset(self):
         self.reset_buf[:] = 1
@@ -110,6 +115,30 @@ class Lab:
         reward, terminated, cut, _ = self.walks.step(actions.numpy())
         self.walks.reset(terminated | cut)
         return self._obs(), *map(torch.from_numpy, (reward, terminated, cut)), {"log": {}}
+
+
+class LabThatTells(Lab):
+    """With `cfg.compute_final_obs`, and episodes that begin at any age until told otherwise."""
+
+    cfg = SimpleNamespace(compute_final_obs=True)
+
+    def __init__(self):
+        super().__init__()
+        self.episode_length_buf = torch.zeros(3, dtype=torch.long)
+
+    def reset(self, seed=None):
+        self.episode_length_buf[:] = torch.tensor([0, 2, 4])
+        return super().reset(seed)
+
+    def step(self, actions):
+        self.walks.state[:, 1] = self.episode_length_buf.numpy()
+        reward, terminated, cut, _ = self.walks.step(actions.numpy())
+        extras, over = {"log": {}}, terminated | cut
+        if over.any():
+            extras["final_obs"] = {"policy": torch.from_numpy(self.walks.state.copy())}
+        self.walks.reset(over)
+        self.episode_length_buf[:] = torch.from_numpy(self.walks.state[:, 1])
+        return self._obs(), *map(torch.from_numpy, (reward, terminated, cut)), extras
 
 
 class ManiSkill(Lab):
@@ -184,6 +213,7 @@ CASES = {
     "isaac gym": lambda: from_torch(VecTask, vector.from_isaac_gym),
     "omni": lambda: from_torch(OmniTask, vector.from_isaac_gym),
     "isaac lab": lambda: from_torch(Lab, vector.from_isaac_lab),
+    "isaac lab, final": lambda: from_torch(LabThatTells, vector.from_isaac_lab),
     "maniskill": lambda: from_torch(ManiSkill, vector.from_maniskill),
     "gymnasium, same": lambda: from_many(AutoresetMode.SAME_STEP),
     "gymnasium, next": lambda: from_many(AutoresetMode.NEXT_STEP),
@@ -199,11 +229,15 @@ def make(name):
     return inner, env
 
 
+def _cut(row):
+    return (*row[:4], False, True)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_live_transitions_are_what_happened(name):
     inner, env = make(name)
     assert (env.num_envs, env.action_size, env.observation_spec.shape) == (3, 1, (2,))
-    assert env.time_limit == LIMIT
+    assert env.time_limit == LIMIT + (name == "omni")
     state = host.start(env, NOISY, jax.random.key(1))
     parts = []
     for _ in range(2):
@@ -211,8 +245,8 @@ def test_live_transitions_are_what_happened(name):
         parts.append(jax.device_get(part))
     batch = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     history = inner.walks.history
-    if name == "omni":  # which doesn't tell what was cut short
-        history = [[(*row[:4], row[4] or row[5], False) for row in rows] for rows in history]
+    if name == "omni":  # whose last step, as far as it tells, is always one too many
+        history = [[_cut(row) if row[3][1] == LIMIT else row for row in rows] for rows in history]
     assert_live_rows_are(
         history, batch, tells_final=name != "isaac lab", first_steps=name != "omni"
     )

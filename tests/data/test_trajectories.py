@@ -107,9 +107,12 @@ class Optional(Draw):
 def test_what_changes_nothing_about_a_demonstration_is_no_setting():
     about = describe(Optional(patience=9))
     assert about.config == {"size": 0.5, "colour": "red"}
-    check_settings(about, describe(Optional(patience=1)))
+    assert about.conditions == {"patience": 9}
+    check_settings(about, describe(Optional(patience=1)), ("env", "config"))
     with pytest.raises(DataError, match=r"other settings: config.size is 0.5 there, 2.0 here$"):
-        check_settings(about, describe(Optional(size=2.0)))
+        check_settings(about, describe(Optional(size=2.0, patience=9)))
+    with pytest.raises(DataError, match=r"other settings: conditions.patience is 9 there, 1 here$"):
+        check_settings(about, describe(Optional(patience=1)))  # not for one file
 
 
 def test_demonstrations_of_an_assembly_suit_other_ends_and_disturbances():

@@ -11,11 +11,12 @@ from tests.tiny import Draw
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options: the time limit, and how the expert acts."""
+    """Options: the time limit, how the expert acts, and a condition without effect."""
 
     episode_steps: int = 8
     act: float = -0.25
     expert: bool = True
+    noise: float = dataclasses.field(default=0.0, metadata={"of_task": False})
 
 
 class Coin(Draw):

@@ -142,11 +142,43 @@ def test_presets_are_of_options_that_exist_and_suit_each_other():
 def test_refinements_are_of_options_that_exist():
     for env, chosen in REFINEMENTS:
         refine.parse(["--env", env, "--preset", chosen])
-    options, task = refine.parse(["--preset", "paper"])
+    options, task, demonstrated = refine.parse(["--preset", "paper"])
+    assert demonstrated == task
     assert (options.episodes, options.clone) == (50, "diffusion_bc")
     assert (task.action, task.observe_errors, task.perturbation) == ("pos", False, 0.0)
-    options, task = refine.parse(["--episodes", "7", "--action", "pos"])
+    options, task, demonstrated = refine.parse(["--episodes", "7", "--action", "pos"])
     assert (options.episodes, options.clone, task.action) == (7, "bc", "pos")
+    assert (task.perturbation, demonstrated.perturbation) == (0.0, 0.1)
+    assert refine.parse(["--perturbation", "0"])[2].perturbation == 0.0
+
+
+def test_flags_are_found_however_they_are_written():
+    argv = ["--perturbation=0", "--no-observe-errors", "--episode-steps", "5", "randomness"]
+    names = "perturbation", "observe_errors", "episode_steps", "randomness", "action"
+    assert cli.given(argv, *names) == {"perturbation", "observe_errors", "episode_steps"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            "--num-envs 8 --horizon 4 --schedule cosine --cosine-iterations 2 --steps 97",
+            "with --cosine-iterations 2 the learning rate is zero from step 64 on, of 97",
+        ),
+        (
+            "--algo bc --demos x --decay-steps 1000 --steps 1101",
+            "with --decay-steps 1000 the learning rate is zero from step 1,000 on, of 1,101",
+        ),
+    ],
+)
+def test_steps_without_a_learning_rate_are_refused(argv, words, capsys):
+    assert words in refusal(train.main, [*REACHER, *argv.split()], capsys)
+
+
+@pytest.mark.parametrize("algo", ["bc", "diffusion_bc"])
+def test_a_clone_trains_as_long_as_it_learns_without_a_preset(algo):
+    run, _, config = train.parse([*REACHER, "--algo", algo])
+    assert run.steps == config.decay_steps
 
 
 def test_a_stage_of_a_refinement_has_its_presets(capsys):

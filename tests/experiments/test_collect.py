@@ -114,6 +114,16 @@ def test_a_file_of_others_is_left_as_it_is(tmp_path, capsys, name, episodes):
         data.read_normaliser(path)
 
 
+def test_episodes_under_other_conditions_are_kept_apart(tmp_path, capsys):
+    """Though they're of the same task: a clone learns from either."""
+    path = tmp_path / "x.zarr"
+    collect.main([*COIN, "--out", str(path), "--episodes", "2", "--noise", "0.5"])
+    capsys.readouterr()
+    message = refusal([*COIN, "--out", str(path), "--episodes", "3"], capsys)
+    assert "conditions.noise is 0.5 there, 0.0 here" in message
+    data.check_env(data.read(path), envs.make("Coin"))
+
+
 def test_a_file_with_poses_is_refused_if_none_are_wanted(tmp_path, capsys):
     path = tmp_path / "x.zarr"
     about = data.describe(envs.make("Coin"), "train", 0)

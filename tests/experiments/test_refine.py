@@ -194,7 +194,7 @@ def test_stopped_at_every_point_it_ends_the_same(
                 refine.main(argv)
 
     def stopped_after(iteration):
-        with interrupted(after=iteration):
+        with interrupted(after=iteration), pytest.raises(SystemExit, match="130"):
             refine.main(argv)
         assert "to go on: python -m experiments.refine --env Coin" in capsys.readouterr().out
 
@@ -234,7 +234,10 @@ def test_demonstrations_may_be_given(straight, tmp_path, monkeypatch):
     assert given["estimates"] == own["estimates"]
 
 
-@pytest.mark.parametrize(("argv", "act"), [([], -0.2), (["--act", "-0.15"], -0.15)])
+@pytest.mark.parametrize(
+    ("argv", "act"),
+    [([], -0.2), (["--act", "-0.15"], -0.15), (["--act", "-0.25"], -0.25)],  # the usual one too
+)
 def test_demonstrations_differ_as_the_preset_says_unless_a_flag_says_otherwise(
     argv, act, tmp_path, monkeypatch
 ):
@@ -248,6 +251,8 @@ def test_demonstrations_differ_as_the_preset_says_unless_a_flag_says_otherwise(
         refine.main([*REFINE, *argv, "--run-dir", str(tmp_path / "run")])
     demos = data.read(tmp_path / "run/demonstrations.zarr")
     assert demos.episodes == 3
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["demonstrated"]["act"] == act
     assert {float(a) for a in np.ravel(demos.action)} == {np.float32(act)}
 
 
