@@ -19,7 +19,7 @@ from benchmarks.common import report
 from experiments import refine
 from experiments.common import load
 from jaxrobo import rundir
-from jaxrobo.evaluation import evaluate, wilson_interval
+from jaxrobo.evaluation import evaluate, student_interval, wilson_interval
 from jaxrobo.metrics import JSONL
 
 STAGES = ("expert", "clone", "refined")
@@ -62,6 +62,15 @@ def main(options: Options) -> None:
     rows = [run.row | _rates(run.counts, options.episodes) | run.times for run in runs]
     together = {k: v for k, v in _rates(counts, trials).items() if not k.startswith("expert")}
     rows.append(dict.fromkeys(rows[0], "") | {"seed": "all"} | together)
+    if options.seeds > 1:
+        rates = {
+            k: [run.counts[k] / options.episodes for run in runs] for k in together.keys() & counts
+        }
+        rows.append(
+            dict.fromkeys(rows[0], "")
+            | {"seed": "between seeds"}
+            | {k: _between(v) for k, v in rates.items()}
+        )
     title = f"{options.env}, {options.randomness}: success on the same test episodes"
     report(title, rows, options.out)
 
@@ -128,6 +137,12 @@ def _reached(log: Path) -> dict[str, str]:
         show = "-" if first is None else f"{first['steps']:,}, {first['seconds'] / 60:.1f} min"
         when[f"to {rate:.0%}"] = show
     return when
+
+
+def _between(rates: list[float]) -> str:
+    """The interval of the mean of several trainings' rates."""
+    low, high = student_interval(rates)
+    return f"[{100 * low:.1f}, {100 * min(high, 1.0):.1f}]"
 
 
 def _rates(counts: dict[str, int], trials: int) -> dict[str, Any]:

@@ -203,7 +203,9 @@ def _demonstrate(env: Env, options: Refinement, demonstrated: Any, run_dir: Path
         options_ = Collection(env=options.env, out=out, episodes=count, seed=options.seed)
         demo_env = envs.make(options.env, options.engine, **dataclasses.asdict(demonstrated))
         collect(demo_env, demo_env.expert(), options_)
-    seconds = result.get("wall_seconds", time.perf_counter() - began)
+        result = {"wall_seconds": time.perf_counter() - began}
+        rundir.write_json(path, result)
+    seconds = result.get("wall_seconds", 0.0)
     episodes = options.test_episodes
     estimates = evaluate(env, env.expert(), (), "test", episodes=episodes)
     result = {"episodes": episodes, "estimates": estimates, "wall_seconds": seconds}

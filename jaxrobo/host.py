@@ -2,8 +2,9 @@
 
 What `jaxrobo.rollout` does inside of one program, for a `jaxrobo.env.HostEnv`: all its simulations
 are stepped by one call. A step costs one program, which takes in what the last call led to and acts
-on it; what it remembers stays on the device. Unlike there, simulations that end within a plan of a
-chunked policy don't wait for its end: each plans when its own plan is used up.
+on it; another writes it down while the simulator steps. Both remember on the device. Unlike there,
+simulations that end within a plan of a chunked policy don't wait for its end: each plans when its
+own plan is used up.
 """
 
 import functools
@@ -86,8 +87,10 @@ def rollout(
     rows = programs.rows(steps, state, action, aux)
     for t in range(steps - 1):
         outcome = env.advance(action)
-        state, action, aux, rows = programs.go_on(params, state, action, aux, outcome, rows, t)
-    state, rows = programs.absorb(state, action, aux, env.advance(action), rows, steps - 1)
+        state, action, aux, row = programs.go_on(params, state, action, aux, outcome)
+        rows = programs.write(rows, row, t)  # while the simulator steps
+    state, row = programs.absorb(state, action, aux, env.advance(action))
+    rows = programs.write(rows, row, steps - 1)
     env.ticket = secrets.randbits(31)  # a state from another process must not have it too
     info = {**state.env.info, "ticket": jnp.full(env.num_envs, env.ticket, jnp.int32)}
     return state.replace(env=state.env.replace(info=info)), rows
@@ -143,6 +146,7 @@ class _Programs(NamedTuple):
     go_on: Callable
     watch: Callable
     rows: Callable
+    write: Callable
 
 
 def _programs(env: HostEnv, policy: Policy, auto_reset: bool) -> _Programs:
@@ -155,13 +159,12 @@ def _make_programs(kind: _Kind, policy: Policy, auto_reset: bool) -> _Programs:
     act = jax.vmap(functools.partial(_act, policy), (None, 0))
     take_in = jax.vmap(functools.partial(_take_in, kind, policy, auto_reset))
 
-    def absorb(state: RolloutState, action: Any, aux: Any, outcome: Outcome, rows: Any, t: Any):
-        state, row = take_in(state, action, aux, outcome)
-        return state, jax.tree.map(lambda all_, one: all_.at[t].set(one), rows, row)
-
     def go_on(params: Params, state: RolloutState, *what: Any):
-        state, rows = absorb(state, *what)
-        return *act(params, state), rows
+        state, row = take_in(state, *what)
+        return *act(params, state), row
+
+    def write(rows: Transition, row: Transition, t: Any) -> Transition:
+        return jax.tree.map(lambda all_, one: all_.at[t].set(one), rows, row)
 
     def rows(steps: int, state: RolloutState, action: Any, aux: Any) -> Transition:
         one = _transition(state, state, action, aux, state.env.done == 0, state.env.reward)
@@ -170,10 +173,11 @@ def _make_programs(kind: _Kind, policy: Policy, auto_reset: bool) -> _Programs:
     return _Programs(
         begin=jax.jit(jax.vmap(functools.partial(_fresh, kind, policy))),
         act=jax.jit(act),
-        absorb=jax.jit(absorb, donate_argnums=(0, 4)),
-        go_on=jax.jit(go_on, donate_argnums=(1, 5)),
+        absorb=jax.jit(take_in, donate_argnums=0),
+        go_on=jax.jit(go_on, donate_argnums=1),
         watch=jax.jit(lambda *what: take_in(*what)[0], donate_argnums=0),
         rows=jax.jit(rows, static_argnums=0),
+        write=jax.jit(write, donate_argnums=0),
     )
 
 
