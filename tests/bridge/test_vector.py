@@ -471,6 +471,21 @@ def test_a_metric_that_nobody_tells_is_an_error():
         env.advance(np.zeros((3, 1)))
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_a_metric_that_nobody_ever_reports_is_refused(mode):
+    """And isn't 0 in every episode, as if the policy failed."""
+
+    class Silent(One):
+        def step(self, action):
+            return *super().step(action)[:4], {}
+
+    inner = SyncVectorEnv([Silent] * 2, autoreset_mode=mode)
+    env = vector.from_gymnasium(inner, time_limit=LIMIT, metric=Metric("success"))
+    env.start(0)
+    with pytest.raises(ValueError, match="info has no 'success'; there are: none"):
+        env.advance(np.zeros((2, 1)))
+
+
 def test_simulations_on_another_device_are_refused():
     """In a process of its own, whose CPU counts as two."""
     program = """
