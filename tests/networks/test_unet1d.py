@@ -157,10 +157,10 @@ def conv_block(p, x):
 
 def conv(p, x, size):
     """Row t is the sum over j of x[t + j - size // 2] @ kernel[j]."""
-    kernel = p["Dense_0"]["kernel"].reshape(size, x.shape[1], -1)
+    kernel = p["kernel"]
     x = np.pad(x, ((size // 2, size // 2), (0, 0)))
     length = len(x) - size + 1
-    return p["Dense_0"]["bias"] + sum(x[j : j + length] @ k for j, k in enumerate(kernel))
+    return p["bias"] + sum(x[j : j + length] @ k for j, k in enumerate(kernel))
 
 
 def double(p, x):
