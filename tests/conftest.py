@@ -17,6 +17,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 if sys.platform == "linux" and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")
 
+# Of torch for GPUs. Imported after Mesa's driver, which brings another LLVM, it crashes.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
+
 # Compilation takes most of the time, and optimised code is not worth its price at these sizes.
 flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if version("jaxlib").startswith("0.10."):  # later ones have no other emitters, and refuse the flag
