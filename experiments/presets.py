@@ -47,7 +47,6 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     | {
         "steps": 4_000,
         "evaluate_every": 1_000,
-        "patience": 3,
         "decay_steps": 4_000,
         "warmup_steps": 200,
         "widths": (32, 64, 128),
