@@ -136,10 +136,8 @@ class Config:
             raise ValueError(
                 f"unknown schedule {self.schedule!r}; valid: adaptive, cosine, constant"
             )
-        if self.randomisation_steps < 0:
-            raise ValueError(
-                f"randomisation_steps must not be negative, got {self.randomisation_steps}"
-            )
+        if (steps := self.randomisation_steps) < 0:
+            raise ValueError(f"randomisation_steps must not be negative, got {steps}")
         for name in ("discount", "gae_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -303,16 +301,14 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
         key, sgd_key = jax.random.split(state.key)
         x, x_next, action = agent.read(batch, inputs)
         weight = batch.live.astype(jnp.promote_types(x.dtype, jnp.float32)) if idles else None
-        samples, value_stats = _targets(
-            agent.network, config, state, batch, x, x_next, action, weight
-        )
+        samples, stats = _targets(agent.network, config, state, batch, x, x_next, action, weight)
         state, metrics = _optimise(agent.network, optimiser, config, state, samples, sgd_key)
-        stats = update_stats(state.observation_stats, x.reshape(-1, agent.size), samples.weight)
+        seen = update_stats(state.observation_stats, x.reshape(-1, agent.size), samples.weight)
         state = state.replace(
             iteration=state.iteration + 1,
             key=key,
-            value_stats=value_stats,
-            observation_stats=stats,
+            value_stats=stats,
+            observation_stats=seen,
         )
         return state, metrics | episode_metrics(batch)
 
