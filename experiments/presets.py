@@ -19,8 +19,9 @@ needs tenths of a millimetre of some centimetres, not of the table's width."""
 _PEG_HOLE_PAPER = {"observe_errors": False, "action": "pos"}
 
 _CLONING = {"steps": 20_000, "evaluate_every": 2_000}
+"""As long as a clone learns by default (`decay_steps`)."""
 
-ALGORITHMS: dict[str, dict[str, Any]] = {"bc": _CLONING, "diffusion_bc": _CLONING}
+GENERAL: dict[str, dict[str, Any]] = {"bc": _CLONING, "diffusion_bc": _CLONING}
 """By algorithm: for tasks without a preset."""
 
 PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
@@ -47,6 +48,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     | {
         "steps": 4_000,
         "evaluate_every": 1_000,
+        "patience": 3,
         "decay_steps": 4_000,
         "warmup_steps": 200,
         "widths": (32, 64, 128),
@@ -123,7 +125,7 @@ demonstrations are collected."""
 
 def preset(env: str, algo: str, profile: str | None = None) -> dict[str, Any]:
     """The flags that a task, an algorithm and a profile stand for."""
-    general = PRESETS.get((env, algo), ALGORITHMS.get(algo, {}))
+    general = PRESETS.get((env, algo), GENERAL.get(algo, {}))
     return general | PRESETS.get((env, algo, profile), {}) if profile else general
 
 
