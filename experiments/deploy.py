@@ -172,9 +172,7 @@ def _check_limits(robot: str, limits: np.ndarray) -> None:
             f"the policy moves {len(limits)} joints, a {robot} has {len(own)}: train without "
             "--gripper"
         )
-    outside = np.maximum(own[:, 0] - limits[:, 0], limits[:, 1] - own[:, 1])
-    if np.max(outside) > _ROUNDING:
-        joint = int(np.argmax(outside))
+    if (joint := _outside(robot, *np.transpose(limits))) is not None:
         raise RunError(
             f"the policy moves joint {joint + 1} between {limits[joint].round(2)} rad, a {robot} "
             f"may between {own[joint].round(2)}: train with --safety"
@@ -183,14 +181,19 @@ def _check_limits(robot: str, limits: np.ndarray) -> None:
 
 def _check_start(robot: str, pose: np.ndarray) -> None:
     """Raises RunError if a pose `[n]`, rad, isn't within a robot's limits."""
-    low, high = np.transpose(TASKS[robot].limits)
-    outside = np.maximum(low - pose, pose - high)
-    if np.max(outside) > _ROUNDING:
-        joint = int(np.argmax(outside))
+    if (joint := _outside(robot, pose, pose)) is not None:
+        low, high = TASKS[robot].limits[joint]
         raise RunError(
             f"the simulation starts with joint {joint + 1} at {pose[joint]:.2f} rad, a {robot} may "
-            f"be between {low[joint]:.2f} and {high[joint]:.2f}: train without --upstream-quirks"
+            f"be between {low:.2f} and {high:.2f}: train without --upstream-quirks"
         )
+
+
+def _outside(robot: str, lowest: np.ndarray, highest: np.ndarray) -> int | None:
+    """The joint that is the farthest beyond a robot's limits, of poses `[n]`, rad, if one is."""
+    low, high = np.transpose(TASKS[robot].limits)
+    beyond = np.maximum(low - lowest, highest - high)
+    return int(np.argmax(beyond)) if np.max(beyond) > _ROUNDING else None
 
 
 @contextlib.contextmanager

@@ -77,12 +77,10 @@ def describe(env: Env, split: str | None = None, seed: int | None = None) -> Met
     """
     inner = env.unwrapped
     config = getattr(inner, "config", None)
-    options = task_options(config) if config is not None else {}
-    others = {k: v for k, v in rundir.plain(config).items() if k not in options} if config else {}
     return Metadata(
         env=type(inner).__name__,
-        config=None if config is None else options,
-        conditions=others or None,
+        config=None if config is None else task_options(config),
+        conditions=None if config is None else _options(config, of_task=False) or None,
         action=getattr(config, "action", None),
         dt=getattr(inner, "dt", None),
         split=split,
@@ -97,8 +95,13 @@ def task_options(config: Any) -> dict[str, Any]:
 
     Their fields in `config`, a dataclass, have the metadata `{"of_task": False}`.
     """
-    ignored = [f.name for f in dataclasses.fields(config) if f.metadata.get("of_task") is False]
-    return {k: v for k, v in rundir.plain(config).items() if k not in ignored}
+    return _options(config, of_task=True)
+
+
+def _options(config: Any, of_task: bool) -> dict[str, Any]:
+    fields = dataclasses.fields(config)
+    names = {f.name for f in fields if f.metadata.get("of_task", True) == of_task}
+    return {k: v for k, v in rundir.plain(config).items() if k in names}
 
 
 @struct.dataclass
