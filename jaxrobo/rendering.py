@@ -266,7 +266,7 @@ def own_model(
         field[:] = own
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONSTRAINT)
-    # MuJoCo's defaults (4 samples, 4096) take 3 to 4 times as long in software.
+    # MuJoCo's defaults (4 samples, 4096) take several times as long in software.
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = _SHADOW_MAP
     return model

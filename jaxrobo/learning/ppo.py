@@ -421,7 +421,7 @@ def _optimise(
 
     def epoch(state: TrainState, key: chex.PRNGKey) -> tuple[TrainState, Metrics]:
         """Each sample once; what the last minibatches of the iteration said."""
-        # Half the price of jax.random.permutation on a CPU; a tie in 32 bits does no harm here.
+        # Cheaper than jax.random.permutation on a CPU; a tie in 32 bits does no harm here.
         order = jnp.argsort(jax.random.bits(key, (n,)))
         minibatches = rows[order].reshape(config.minibatches, -1, rows.shape[1])
         learn = lambda state, rows: gradient_step(state, unpack(rows))

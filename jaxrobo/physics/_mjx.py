@@ -37,7 +37,7 @@ def _staged_body_tree(
     """`scan.body_tree`, where a CPU finishes one level of the tree before it starts the next.
 
     XLA on CPUs fuses the whole chain of bodies into one loop and computes every parent anew for
-    each number of each descendant: an arm of 7 joints takes 500 times as long, each further joint
+    each number of each descendant: a long arm takes many times as long, each further joint
     multiplies that, and compilation is slower too. A barrier between the levels prevents it,
     whichever `jit` compiles the program; no compiler option is needed.
     """
