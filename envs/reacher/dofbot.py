@@ -75,7 +75,7 @@ def _bent_towards(pos: jax.Array) -> jax.Array:
     """Poses `[2, 5]` that bend at the wrist, and at the shoulder, towards a point.
 
     The arm bends forwards (-y) or, for what is behind it, over its back. From one of them descent
-    finds a solution for the 99.7 % of goals that are within reach.
+    finds a solution for nearly all goals that are within reach.
     """
     way = jnp.where(pos[1] < 0, 1.0, -1.0)
     base = jnp.arctan2(way * pos[0], jnp.abs(pos[1]))
