@@ -5,6 +5,7 @@ diffusion or by flow matching.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -34,6 +35,9 @@ class Config(CloningConfig):
       warm_start: the noise level to which what is left of the last plan is noised, to be denoised
         into the next one; the first plan of an episode starts from noise. None for all plans from
         noise. Needs "ddim".
+      temperature: factor on the noise that plans start from. Below 1 they keep to what is usual in
+        the demonstrations, and leave out what only some of them do; with 0 an observation has one
+        plan, which may lie between two that were demonstrated. "ddpm" takes 1 alone.
     """
 
     horizon: int = 16
@@ -45,6 +49,7 @@ class Config(CloningConfig):
     sampler: Literal["ddim", "ddpm"] = "ddim"
     sampling_steps: int = 4
     warm_start: int | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +61,10 @@ class Config(CloningConfig):
         schedule = diffusion.squared_cosine(self.noise_levels)
         if self.sampling_steps < 1:
             raise ValueError(f"sampling_steps must be at least 1, got {self.sampling_steps}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if self.temperature != 1 and (self.objective, self.sampler) == ("epsilon", "ddpm"):
+            raise ValueError("a temperature other than 1 needs the sampler 'ddim', or a flow")
         in_steps = (self.objective, self.sampler) == ("epsilon", "ddim")
         first = diffusion.ddim_steps(schedule, self.sampling_steps)[0] if in_steps else 0
         if self.warm_start is None:
@@ -105,7 +114,7 @@ def make(env: Env, demonstrations: Trajectories, config: Config | None = None) -
         params: Params, condition: jax.Array, previous: Previous, key: jax.Array
     ) -> jax.Array:
         predict, (noise_key, key) = denoiser(params, condition), jax.random.split(key)
-        noise = jax.random.normal(noise_key, shape)
+        noise = config.temperature * jax.random.normal(noise_key, shape)
         if config.objective == "flow":
             return diffusion.flow_sample(predict, noise, config.sampling_steps)
         if config.sampler == "ddpm":
@@ -113,7 +122,8 @@ def make(env: Env, demonstrations: Trajectories, config: Config | None = None) -
         steps = diffusion.ddim_steps(schedule, config.sampling_steps)
         if config.warm_start is None:
             return diffusion.ddim_sample(schedule, predict, noise, steps)
-        return _warm_sample(config.warm_start, schedule, predict, noise, steps, previous, key)
+        again = config.temperature * jax.random.normal(key, shape)
+        return _warm_sample(config.warm_start, schedule, predict, noise, again, steps, previous)
 
     jax.eval_shape(init, jax.random.key(0))  # refuses a horizon that the UNet can't halve
     return clone(env, demonstrations, config, Model(init, loss, sample))
@@ -124,15 +134,14 @@ def _warm_sample(
     schedule: diffusion.Schedule,
     predict: diffusion.Predict,
     noise: jax.Array,
+    again: jax.Array,
     steps: tuple[int, ...],
     previous: Previous,
-    key: jax.Array,
 ) -> jax.Array:
     """Comes down to a noise level, or starts there from what is left of the last plan."""
     above = tuple(s for s in steps if s > level)
     below = (level, *(s for s in steps if s < level))
     cold = diffusion.ddim_sample(schedule, predict, noise, above, end=level)
-    again = jax.random.normal(key, noise.shape)
     warm = diffusion.add_noise(schedule, previous.actions, again, level)
     start = jnp.where(previous.exists, warm, cold)
     return diffusion.ddim_sample(schedule, predict, start, below)

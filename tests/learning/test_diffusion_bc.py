@@ -1,6 +1,7 @@
 """Diffusion Policy on demonstrations of two minds: the same observation, +0.5 or -0.5."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,34 @@ def test_a_flow_finds_both_modes():
     assert_two_modes(plans(trainer, params)[0])
 
 
+# --- temperature ---------------------------------------------------------------------------------
+
+
+def planned_by_hand(diffused, factor):
+    """What `plans` gives if its noise is multiplied by a factor."""
+    network, schedule = ConditionalUNet1D(TINY.widths), diffusion.squared_cosine(20)
+    predict = lambda x, step: network.apply(diffused["network"], x, step, jnp.zeros(1))
+
+    def plan(key):
+        noise = factor * jax.random.normal(jax.random.split(key)[0], (4, 1))
+        return diffusion.ddim_sample(schedule, predict, noise, (16, 12, 8, 4, 0))
+
+    return jax.jit(jax.vmap(plan))(jax.random.split(jax.random.key(1), SAMPLES))[..., 0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_plans_start_from_noise_times_the_temperature(diffused, temperature):
+    trainer = make(temperature=temperature)
+    chunks, _ = plans(trainer, diffused)
+    np.testing.assert_allclose(chunks, planned_by_hand(diffused, temperature), atol=1e-4)
+
+
+def test_without_noise_an_observation_has_one_plan(diffused):
+    cold, hot = (np.ptp(plans(make(temperature=t), diffused)[0], axis=0) for t in (0.0, 1.0))
+    assert (cold < 1e-5).all()
+    assert (hot > 1).all()
+
+
 # --- warm starts ----------------------------------------------------------------------------------
 
 
@@ -168,6 +197,9 @@ def test_a_new_episode_starts_cold(diffused, warm):
         ({"warm_start": 0, "sampling_steps": 1}, "warm_start needs at least 2 sampling_steps"),
         ({"warm_start": 4, "objective": "flow"}, "warm_start needs the objective 'epsilon' and"),
         ({"warm_start": 4, "sampler": "ddpm"}, "and the sampler 'ddim'"),
+        ({"temperature": -1.0}, "temperature must not be negative, got -1.0"),
+        ({"temperature": math.nan}, "temperature must not be negative, got nan"),
+        ({"temperature": 0.5, "sampler": "ddpm"}, "a temperature other than 1 needs the sampler"),
         ({"ema_decay": -0.1}, r"ema_decay must be in \[0, 1\), got -0.1"),
         ({"action_horizon": 5}, "action_horizon must be at most horizon, 4, got 5"),
     ],
