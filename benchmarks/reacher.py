@@ -1,8 +1,8 @@
 """What does PPO reach on the reacher tasks from scratch, and how does that compare with the expert?
 
 Trains each variant with its preset, for several seeds one after another, and scores the best
-checkpoint of each and the greedy inverse-kinematics expert on the same test episodes. Wall time
-includes compilation.
+checkpoint of each and the greedy inverse-kinematics expert on the same test episodes. They start
+as the original's do, whatever the preset trains from. Wall time includes compilation.
 
 The targets of the variants with quirks are the plateaus of the originals' published learning curves
 (`docs/media` of OmniIsaacGymEnvs-DofbotReacher, -UR10Reacher, -KukaReacher and -HiwinReacher): a
@@ -22,7 +22,9 @@ import tyro
 import envs
 from benchmarks.common import report
 from experiments import train
+from experiments.common import load
 from jaxrobo import rundir
+from jaxrobo.env import Env
 from jaxrobo.evaluation import Estimate, evaluate
 
 
@@ -100,9 +102,14 @@ def main(options: Options) -> None:
     report("goals an episode on the test split", rows, options.out)
 
 
-def _expert(variant: Variant, episodes: int) -> Estimate:
+def _env(variant: Variant) -> Env:
     task = train.parse(["--env", variant.env, *variant.flags])[1]
-    env = envs.make(variant.env, **dataclasses.asdict(task))
+    options = dataclasses.asdict(task) | {"reset_noise": type(task).reset_noise}
+    return envs.make(variant.env, **options)
+
+
+def _expert(variant: Variant, episodes: int) -> Estimate:
+    env = _env(variant)
     return evaluate(env, env.expert(), (), "test", 0, episodes)[env.metric.name]
 
 
@@ -113,10 +120,11 @@ def _train(options: Options, name: str, seed: int, run_dir: Path, expert: Estima
     steps = round(options.budget * train.parse(flags)[0].steps)
     flags += ["--steps", str(steps), "--seed", str(seed), "--run-dir", str(run_dir)]
     flags += ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
-    train.main([*flags, "--test-episodes", str(options.episodes)])
+    train.main(flags)
     seconds = time.perf_counter() - begin
     result = json.loads((run_dir / rundir.RESULT).read_text())
-    goals = Estimate(**result["goals"])
+    _, policy, params = load(run_dir)
+    goals = evaluate(_env(variant), policy, params, "test", 0, options.episodes)["goals"]
     return {
         "variant": name,
         "seed": seed,
