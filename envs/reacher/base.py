@@ -24,6 +24,7 @@ PROFILES = ("isaac", "servo")
 _Range = tuple[float, float]
 
 _NOT_OF_TASK = {"of_task": False}
+
 _SCALES = {
     "stiffness_scale": "actuator_gainprm",
     "damping_scale": "dof_damping",
@@ -79,7 +80,7 @@ class ReacherConfig:
     relative_control: bool = False
     speed_scale: float = 20.0
     moving_average: float = 1.0
-    reset_noise: float = 0.2
+    reset_noise: float = dataclasses.field(default=0.2, metadata=_NOT_OF_TASK)
     upstream_lag: bool = False
     upstream_quirks: bool = False
     stiffness_scale: _Range = _range(1.0, 1.0)

@@ -10,6 +10,7 @@ import pytest
 import envs
 from envs import trained
 from experiments import train
+from jaxrobo import data
 from jaxrobo.rollout import rollout, start
 
 
@@ -41,7 +42,8 @@ def test_its_command_trains_what_it_is_for(name):
     words = shlex.split(policy.command)
     assert words[:3] == ["python", "-m", "experiments.train"]
     _, task, _ = train.parse(words[3:])
-    assert task == envs.config_class(policy.env)(**policy.options)
+    own = envs.config_class(policy.env)(**policy.options)
+    assert data.task_options(task) == data.task_options(own)
     assert trained.find(policy.env, task) == name
     assert Path(trained.__file__).with_name(f"{name}.npz").stat().st_size < 100_000
 
