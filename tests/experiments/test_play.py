@@ -56,7 +56,7 @@ def test_the_librarys_own_policy_acts_where_it_was_trained_for_the_options():
         play.load(*play.parse([*REACHER, "--velocity-cap", "2", "--policy", "trained"]))
 
 
-@pytest.mark.parametrize("option", [[], ["--reset-noise", "0.1"]])
+@pytest.mark.parametrize("option", [[], ["--velocity-cap", "2"]])
 def test_the_page_and_the_console_say_what_acts(option, monkeypatch, capsys):
     shown = SimpleNamespace(url="http://here", run=lambda: None, close=lambda: None)
     page = SimpleNamespace(Page=lambda *arguments: shown)
