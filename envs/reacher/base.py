@@ -24,7 +24,6 @@ PROFILES = ("isaac", "servo")
 _Range = tuple[float, float]
 
 _NOT_OF_TASK = {"of_task": False}
-
 _SCALES = {
     "stiffness_scale": "actuator_gainprm",
     "damping_scale": "dof_damping",
