@@ -122,7 +122,7 @@ def _train(options: Options, name: str, seed: int, run_dir: Path, expert: Estima
     steps = round(options.budget * train.parse(flags)[0].steps)
     flags += ["--steps", str(steps), "--seed", str(seed), "--run-dir", str(run_dir)]
     flags += ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
-    train.main(flags)
+    train.main([*flags, "--test-episodes", "1"])  # what counts is tested below
     seconds = time.perf_counter() - begin
     result = json.loads((run_dir / rundir.RESULT).read_text())
     _, policy, params = load(run_dir)

@@ -62,8 +62,8 @@ POLICIES = {
 def find(env: str, config: Any) -> str | None:
     """The name of the policy that was trained for a task with exactly these options.
 
-    What disturbs an episode without changing the task (fields whose metadata say
-    `{"of_task": False}`) may differ.
+    Where an episode starts and what disturbs it (fields whose metadata say `{"of_task": False}`)
+    may differ.
 
     Args:
       env: name of the task.

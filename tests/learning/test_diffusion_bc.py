@@ -107,29 +107,41 @@ def test_a_flow_finds_both_modes():
 # --- temperature ---------------------------------------------------------------------------------
 
 
-def planned_by_hand(diffused, factor):
+def planned_by_hand(diffused, objective, factor):
     """What `plans` gives if its noise is multiplied by a factor."""
     network, schedule = ConditionalUNet1D(TINY.widths), diffusion.squared_cosine(20)
     predict = lambda x, step: network.apply(diffused["network"], x, step, jnp.zeros(1))
 
     def plan(key):
         noise = factor * jax.random.normal(jax.random.split(key)[0], (4, 1))
+        if objective == "flow":
+            return diffusion.flow_sample(predict, noise, 5)
         return diffusion.ddim_sample(schedule, predict, noise, (16, 12, 8, 4, 0))
 
     return jax.jit(jax.vmap(plan))(jax.random.split(jax.random.key(1), SAMPLES))[..., 0]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_plans_start_from_noise_times_the_temperature(diffused, temperature):
-    trainer = make(temperature=temperature)
-    chunks, _ = plans(trainer, diffused)
-    np.testing.assert_allclose(chunks, planned_by_hand(diffused, temperature), atol=1e-4)
+@pytest.mark.parametrize(
+    ("objective", "temperature"), [("epsilon", 1.0), ("epsilon", 0.5), ("flow", 0.5)]
+)
+def test_plans_start_from_noise_times_the_temperature(diffused, objective, temperature):
+    chunks, _ = plans(make(objective=objective, temperature=temperature), diffused)
+    expected = planned_by_hand(diffused, objective, temperature)
+    np.testing.assert_allclose(chunks, expected, atol=1e-4)
 
 
 def test_without_noise_an_observation_has_one_plan(diffused):
     cold, hot = (np.ptp(plans(make(temperature=t), diffused)[0], axis=0) for t in (0.0, 1.0))
     assert (cold < 1e-5).all()
     assert (hot > 1).all()
+
+
+def test_a_warm_start_has_the_temperature_too(diffused):
+    """Without noise the second plan is that of the first alone, the same for all keys."""
+    trainer = make(warm_start=WARM, temperature=0.0)
+    _, carry = plans(trainer, diffused)
+    again, _ = plans(trainer, diffused, carry.replace(index=carry.index + 2), seed=2)
+    assert (np.ptp(again, axis=0) < 1e-5).all()
 
 
 # --- warm starts ----------------------------------------------------------------------------------
