@@ -42,10 +42,7 @@ class Variant(NamedTuple):
     target: float | None = None
 
 
-# The original's learner isn't told that a time-out isn't the end. That of the two slow arms is, as
-# it otherwise reaches a half and five sixths as many goals.
-_TOLD = ("--upstream-quirks",)
-_QUIRKS = (*_TOLD, "--truncation-as-done")
+_QUIRKS = ("--upstream-quirks",)
 _SAFE = ("--safety",)
 _SERVO = ("--profile", "servo")
 
@@ -62,10 +59,10 @@ VARIANTS = {
     "ur10-safety-quirks": Variant("UR10Reacher", _SAFE + _QUIRKS, 62),
     "kuka": Variant("KukaReacher"),
     "kuka-servo": Variant("KukaReacher", _SERVO),
-    "kuka-quirks": Variant("KukaReacher", _TOLD, 10.6),
+    "kuka-quirks": Variant("KukaReacher", _QUIRKS, 10.6),
     "hiwin": Variant("HiwinReacher"),
     "hiwin-servo": Variant("HiwinReacher", _SERVO),
-    "hiwin-quirks": Variant("HiwinReacher", _TOLD, 10),
+    "hiwin-quirks": Variant("HiwinReacher", _QUIRKS, 10),
 }
 
 
