@@ -23,21 +23,25 @@ _ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
     "--window-size=900,600",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no internet
 )
+
+RENDERERS = {
+    "swiftshader": ("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
+    "mesa": ("--use-angle=gl-egl", "--ignore-gpu-blocklist"),
+}
+"""What draws without a GPU: what comes with Chromium, or what comes with Linux (llvmpipe)."""
 
 
 class Browser:
     """A context manager with one page. Raises RuntimeError if chromedriver ends early."""
 
-    def __init__(self, profile):
-        self._profile = profile
+    def __init__(self, profile, renderer="swiftshader"):
+        self._arguments = (*_ARGUMENTS, *RENDERERS[renderer], f"--user-data-dir={profile}")
 
     def __enter__(self):
-        options = {"binary": CHROMIUM, "args": [*_ARGUMENTS, f"--user-data-dir={self._profile}"]}
+        options = {"binary": CHROMIUM, "args": self._arguments}
         capabilities = {"alwaysMatch": {"goog:chromeOptions": options}}
         with contextlib.ExitStack() as stack:
             port = stack.enter_context(_driver())

@@ -20,18 +20,20 @@ from jaxrobo.policy import uniform
 from jaxrobo.viewer import Player
 from jaxrobo.viewer.page import Page
 
-# At every frame of the browser, whether some poses of the first batch differ from those before.
+# At every frame of the browser, whether any pose differs from those before.
 _COUNT = """
-const batch = Object.keys(window.__viserMutable.nodeRefFromName).find((name) =>
-  name.startsWith('/simulations/'));
-let mesh = null;
-window.__viserMutable.nodeRefFromName[batch].traverse((node) => {
-  if (node.matricesTexture) mesh = node;
+const meshes = [];
+window.__viserMutable.scene.traverse((node) => {
+  if (node.matricesTexture) meshes.push(node);
 });
 window.applied = 0;
-let before = '';
+let before = 0;
 const look = () => {
-  const now = mesh.matricesTexture.image.data.slice(0, 512).join();
+  let now = 0;
+  for (const mesh of meshes) {
+    const data = mesh.matricesTexture.image.data;
+    for (let i = 0; i < 512; i++) now += (i + 1) * data[i];
+  }
   if (now !== before) window.applied += 1;
   before = now;
   requestAnimationFrame(look);
@@ -39,9 +41,17 @@ const look = () => {
 look();
 """
 
+_RENDERER = """
+const gl = window.__viserMutable.canvas.getContext('webgl2');
+const info = gl.getExtension('WEBGL_debug_renderer_info');
+return gl.getParameter(info.UNMASKED_RENDERER_WEBGL);
+"""
 
 _PATIENCE = 60.0
 """Seconds that the page has to start."""
+
+_SETTLING = 5.0
+"""Seconds in which the page finds the resolution that it can keep up with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Options:
       env: the environment.
       policy: what acts: the scripted expert or random actions.
       num_envs: simulations on the page.
+      renderer: what draws in the browser: SwiftShader, or Mesa, which may use a GPU.
       seconds: how long to count.
       out: where to write JSON.
     """
@@ -59,6 +70,7 @@ class Options:
     env: str = "DofbotReacher"
     policy: Literal["expert", "random"] = "expert"
     num_envs: int = 64
+    renderer: Literal["swiftshader", "mesa"] = "swiftshader"
     seconds: float = 20.0
     out: Path | None = None
 
@@ -74,7 +86,7 @@ def main(options: Options) -> None:
     player = threading.Thread(target=page.run, daemon=True)
     player.start()
     try:
-        with tempfile.TemporaryDirectory() as profile, Browser(profile) as browser:
+        with tempfile.TemporaryDirectory() as profile, Browser(profile, options.renderer) as browser:
             browser.open(page.url)
             began = time.monotonic()
             while "taken over" not in (text := browser.run("return document.body.innerText")):
@@ -82,7 +94,9 @@ def main(options: Options) -> None:
                     raise SystemExit(f"the page doesn't start; it shows: {text!r}")
                 time.sleep(0.5)
             browser.run(_COUNT)
-            row = _measure(page, browser, options.seconds)
+            time.sleep(_SETTLING)
+            row = {"drawn by": browser.run(_RENDERER)}
+            row |= _measure(page, browser, options.seconds)
     finally:
         page.close()
     row = {"env": options.env, "policy": options.policy, "simulations": options.num_envs} | row

@@ -1,16 +1,24 @@
-"""Draws the pieces of all simulations with viser, all of one form at once."""
+"""Draws the parts of all simulations with viser, each of them in all simulations at once.
+
+A browser without a GPU takes its time by the number of parts, and of their vertices.
+"""
 
 from typing import Any
 
+import mujoco
 import numpy as np
 import trimesh
+from trimesh.exchange.gltf import export_glb
 
 from jaxrobo.viewer import shapes
 from jaxrobo.viewer.player import Player
-from jaxrobo.viewer.session import NOBODY, Frame
+from jaxrobo.viewer.session import Frame
 
-_TAKEN = (255, 190, 40)
-"""What the simulation that is taken over is tinted with."""
+_SIDES = (24, 16, 12, 8)
+"""Of what is round; the most that keep to `_MAX_VERTICES`, or else the fewest."""
+
+_MAX_VERTICES = 25_000
+"""In all simulations."""
 
 
 def make_batches(server: Any, player: Player, frame: Frame, places: np.ndarray) -> list["Batch"]:
@@ -23,62 +31,73 @@ def make_batches(server: Any, player: Player, frame: Frame, places: np.ndarray) 
       places: where each simulation stands, m. [n, 3]
 
     Returns:
-      A batch for every form and opacity that there is.
+      A batch for every part.
     """
-    kinds = sorted({*_kinds(player.looks)})
-    return [Batch(server, player, form, opacity, frame, places) for form, opacity in kinds]
+    model, looks = player.env.visual_model, player.looks
+    for sides in _SIDES:
+        meshes = [part_mesh(model, part, sides) for part in looks]
+        if player.num_envs * sum(len(mesh.vertices) for mesh in meshes) <= _MAX_VERTICES:
+            break
+    return [Batch(server, player, i, mesh, frame, places) for i, mesh in enumerate(meshes)]
+
+
+def part_mesh(model: mujoco.MjModel, part: shapes.Part, sides: int) -> trimesh.Trimesh:
+    """A coloured mesh of a part in its body's frame, m; what is round has so many sides."""
+    meshes = []
+    for piece in part.pieces:
+        mesh = _form(model, piece, sides)
+        matrix, turn = np.eye(4), np.zeros(9)
+        mujoco.mju_quat2Mat(turn, piece.quat)
+        matrix[:3, :3], matrix[:3, 3] = turn.reshape(3, 3), piece.pos
+        mesh.apply_transform(matrix)
+        colour = np.append(_linear(piece.rgba[:3]), piece.rgba[3])
+        colours = np.tile((255 * colour).round().astype(np.uint8), (len(mesh.vertices), 1))
+        mesh.visual.vertex_colors = colours
+        meshes.append(mesh)
+    return trimesh.util.concatenate(meshes)
 
 
 class Batch:
-    """All pieces of one form and opacity in all simulations, those of one simulation together.
+    """A part in all simulations.
 
     Attributes:
-      rows: which `m` pieces of the looks they are. [m]
-      handle: what viser moves: `n m` pieces, those of simulation i from `i m` on.
+      handle: what viser moves: `n` instances.
     """
 
     def __init__(
         self,
         server: Any,
         player: Player,
-        form: str,
-        opacity: float,
+        index: int,
+        mesh: trimesh.Trimesh,
         frame: Frame,
         places: np.ndarray,
     ) -> None:
-        """Adds them to the scene.
+        """Adds it to the scene.
 
         Args:
           server: the server.
           player: whose simulations.
-          form: see `shapes.Pieces`.
-          opacity: 0 to 1.
-          frame: where they are now.
+          index: which part of the looks.
+          mesh: what it looks like.
+          frame: where it is now.
           places: where each simulation stands, m. [n, 3]
         """
-        looks, n = player.looks, player.num_envs
-        self.rows = np.array([i for i, k in enumerate(_kinds(looks)) if k == (form, opacity)])
-        self._colours = (255 * looks.rgba[self.rows, :3]).astype(np.uint8)
-        self._num_envs = n
-        vertices, faces = _mesh(player.env.visual_model, form)
+        part, self._index = player.looks[index], index
+        body = player.env.visual_model.body(part.body).name.replace("/", " ")
         pos, quat = self._poses(frame, places)
-        self.handle = server.scene.add_batched_meshes_simple(
-            f"/simulations/{form}{'' if opacity == 1 else f' ({opacity})'}",
-            vertices,
-            faces,
+        self.handle = server.scene.add_batched_glb(
+            f"/simulations/{index} {body}",
+            _gltf(mesh, part.opaque),
             quat,
             pos,
-            batched_scales=np.tile(looks.size[self.rows], (n, 1)).astype(np.float32),
-            batched_colors=np.tile(self._colours, (n, 1)),
-            opacity=None if opacity == 1 else opacity,
             lod="off",
-            flat_shading=form != shapes.SPHERE,
             cast_shadow=False,
             receive_shadow=False,
         )
 
     def move(self, frame: Frame, places: np.ndarray) -> None:
-        """Puts them where they are now.
+        """Puts it where it is now.
 
         Args:
           frame: where that is, in the simulations' own coordinates.
@@ -86,38 +105,43 @@ class Batch:
         """
         self.handle.batched_positions, self.handle.batched_wxyzs = self._poses(frame, places)
 
-    def paint(self, taken: int) -> None:
-        """Gives them their colours; those of the simulation that is taken over are tinted.
-
-        Args:
-          taken: which one that is, or `NOBODY`.
-        """
-        colours = np.tile(self._colours, (self._num_envs, 1, 1))
-        if taken != NOBODY:
-            colours[taken] = (0.4 * colours[taken] + 0.6 * np.array(_TAKEN)).astype(np.uint8)
-        self.handle.batched_colors = colours.reshape(-1, 3)
-
     def _poses(self, frame: Frame, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions `[n m, 3]`, m, and orientations `[n m, 4]`, wxyz."""
-        pos = frame.pos[:, self.rows] + places[:, None]
-        return pos.reshape(-1, 3).astype(np.float32), frame.quat[:, self.rows].reshape(-1, 4)
+        """Positions `[n, 3]`, m, and orientations `[n, 4]`, wxyz."""
+        pos = frame.pos[:, self._index] + places
+        return pos.astype(np.float32), frame.quat[:, self._index].astype(np.float32)
 
 
-def _kinds(looks: shapes.Pieces) -> list[tuple[str, float]]:
-    """What goes into one batch, of each piece: the form, and the opacity, 0 to 1."""
-    opacity = np.clip(looks.rgba[:, 3], 0, 1).astype(float).tolist()
-    return list(zip(looks.form, opacity, strict=True))
-
-
-def _mesh(model: Any, form: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices `[v, 3]`, m, and faces `[f, 3]` of a form."""
-    match form:
+def _form(model: mujoco.MjModel, piece: shapes.Piece, sides: int) -> trimesh.Trimesh:
+    radius, _, half = piece.size
+    match piece.form:
         case shapes.BOX:
-            made = trimesh.creation.box((2.0, 2.0, 2.0))
+            return trimesh.creation.box(2 * piece.size)
         case shapes.CYLINDER:
-            made = trimesh.creation.cylinder(1.0, 2.0, sections=20)
+            angle = 2 * np.pi * np.arange(sides) / sides
+            x, y = radius * np.cos(angle), radius * np.sin(angle)
+            rims = [np.stack([x, y, np.full(sides, z)], axis=1) for z in (-half, half)]
+            return trimesh.convex.convex_hull(np.concatenate(rims))
+        case shapes.CAPSULE:
+            return trimesh.creation.capsule(2 * half, radius, count=[sides // 2, sides])
         case shapes.SPHERE:
-            made = trimesh.creation.icosphere(subdivisions=2)
-        case _:
-            return shapes.mesh(model, form)
-    return made.vertices, made.faces
+            angle = np.linspace(-np.pi / 2, np.pi / 2, sides // 2 + 1)
+            profile = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+            return trimesh.creation.revolve(profile, sections=sides).apply_scale(piece.size)
+    return trimesh.Trimesh(*shapes.mesh(model, piece.form))
+
+
+def _gltf(mesh: trimesh.Trimesh, opaque: bool) -> bytes:
+    """As binary glTF, whose materials are of metal unless they say otherwise."""
+
+    def paint(tree: dict) -> None:
+        surface = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+        mode = "OPAQUE" if opaque else "BLEND"
+        tree["materials"] = [{"pbrMetallicRoughness": surface, "alphaMode": mode}]
+        tree["meshes"][0]["primitives"][0]["material"] = 0
+
+    return export_glb(trimesh.Scene(mesh), include_normals=False, tree_postprocessor=paint)
+
+
+def _linear(srgb: np.ndarray) -> np.ndarray:
+    """Light, as glTF wants it, of colours as screens take them (IEC 61966-2-1), both 0 to 1."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)

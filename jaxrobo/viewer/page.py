@@ -27,6 +27,11 @@ KEYS = ("QA", "WS", "ED", "RF", "TG", "YH")
 NUDGE = 0.05
 """How far a key moves an action, of which -1 to 1 is the whole range."""
 
+_SKY = {"sky_color": (255, 255, 255), "ground_color": (160, 150, 140), "intensity": 2.0}
+_TAKEN = (255, 190, 40)
+"""The colour of the floor under the simulation that is taken over."""
+_FLAT = {"opacity": 0.5, "cast_shadow": False, "receive_shadow": False}
+
 _FRAMES_PER_SECOND = 30.0
 _TEXTS_PER_SECOND = 4.0
 _SETTLED = 0.5
@@ -93,11 +98,10 @@ class Page:
         self.url = f"http://{host}:{self._server.get_port()}"
         self._places = shapes.grid(player.env.visual_model, player.num_envs)
         self._chosen = 0
-        self._shown = NOBODY
         frame = player.look()
         self._batches = make_batches(self._server, player, frame, self._places)
         for batch in self._batches:
-            batch.handle.on_click(self._click(len(batch.rows)))
+            batch.handle.on_click(self._click)
         self._set_scene()
         self._controls()
         self._text = self._server.gui.add_markdown("")
@@ -109,18 +113,19 @@ class Page:
     def run(self, seconds: float = float("inf")) -> None:
         """Plays for some time or until `close`, and draws at most 30 frames a second."""
         end = time.monotonic() + seconds
+        period = 1 / _FRAMES_PER_SECOND
         drawn = written = 0.0
         while (now := time.monotonic()) < end and not self._closed:
             due = self.player.tick() + time.monotonic()
-            if now - drawn >= 1 / _FRAMES_PER_SECOND:
+            if now - drawn >= period:
                 frame = self.player.look()
                 self._draw(frame)
-                drawn = now
+                drawn = max(drawn + period, now - period)  # what is late doesn't put off the next
                 if now - written >= 1 / _TEXTS_PER_SECOND:
                     self._write(frame)
                     written = now
             wait = due - time.monotonic()  # drawing took part of it
-            time.sleep(min(max(wait, 0.0), 1 / _FRAMES_PER_SECOND))
+            time.sleep(min(max(wait, 0.0), period))
 
     def close(self) -> None:
         """Stops the server."""
@@ -135,12 +140,20 @@ class Page:
         camera.look_at = look_at
         camera.position = look_at + size * np.array([0.75, -0.45, 0.5])
         grid = {"width": size, "height": size, "cell_size": extent / 10, "section_size": extent}
-        self._server.scene.configure_default_lights(cast_shadow=False)  # shadows cost much
-        floor = np.array([0.0, 0.0, shapes.floor(model) - 1e-3])
-        self._server.scene.add_grid("/floor", **grid, position=floor)
+        scene = self._server.scene
+        # Shadows, and light from a picture all around, cost much where a browser has no GPU.
+        scene.configure_default_lights(cast_shadow=False)
+        scene.configure_environment_map(None)
+        scene.add_light_hemisphere("/sky", **_SKY)
+        self._floor = np.array([0.0, 0.0, shapes.floor(model) - 1e-3])
+        scene.add_grid("/floor", **grid, position=self._floor)
+        cell = (shapes.spacing(model), shapes.spacing(model), 1e-3)
+        self._mark = scene.add_box("/taken over", _TAKEN, cell, visible=False, **_FLAT)
 
     def _controls(self) -> None:
         gui, player = self._server.gui, self.player
+        gui.configure_theme(show_logo=False, show_share_button=False)
+        gui.main_panel.dock_right()  # beside the simulations, not over them
         self._pause = pause = gui.add_checkbox("Pause", player.paused)
         self._buttons = buttons = gui.add_button_group("", ("Step", "Reset"))
         self._speed = speed = gui.add_slider("Speed", *SPEEDS, 0.1, player.speed)
@@ -216,15 +229,12 @@ class Page:
         async def _(_: Any) -> None:
             self.player.nudge(joint, by)
 
-    def _click(self, per_simulation: int) -> Any:
-        async def click(event: Any) -> None:
-            if event.instance_index is None:
-                return
-            self._choose(event.instance_index // per_simulation)
-            if self.player.abilities.joints:
-                self.player.take_over(self._chosen)
-
-        return click
+    async def _click(self, event: Any) -> None:
+        if event.instance_index is None:
+            return
+        self._choose(event.instance_index)
+        if self.player.abilities.joints:
+            self.player.take_over(self._chosen)
 
     def _goal_handle(self, frame: Frame) -> Any:
         """Arrows at a simulation's goal, to drag it by: the chosen one's unless they're held."""
@@ -250,12 +260,12 @@ class Page:
         with self._server.atomic():
             for batch in self._batches:
                 batch.move(frame, self._places)
-                if taken != self._shown:
-                    batch.paint(taken)
+            self._mark.visible = taken != NOBODY
+            if taken != NOBODY:
+                self._mark.position = self._places[taken] + self._floor
             if self._goal is not None and not self._drags:
                 self._goal_of = i = self._chosen
                 self._goal.position = self._places[i] + frame.goal[i]
-        self._shown = taken
         self.frames += 1
 
     def _write(self, frame: Frame) -> None:

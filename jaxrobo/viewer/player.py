@@ -14,7 +14,7 @@ from jaxrobo.env import Env
 from jaxrobo.policy import Params, Policy
 from jaxrobo.viewer import session as core
 from jaxrobo.viewer.session import Frame, Session
-from jaxrobo.viewer.shapes import pieces
+from jaxrobo.viewer.shapes import parts
 
 SPEEDS = (0.1, 4.0)
 """The slowest and the fastest, as multiples of real time."""
@@ -25,7 +25,7 @@ class Player:
 
     Attributes:
       abilities: what can be done by hand.
-      looks: the pieces that the poses of a frame are of.
+      looks: the parts that the poses of a frame are of.
       num_envs: how many simulations.
       paused: whether time stands still.
       params: the policy's parameters; a new value acts from the next step on.
@@ -50,7 +50,7 @@ class Player:
         self.num_envs = num_envs
         self.paused = False
         self.abilities = core.abilities(env)
-        self.looks = pieces(env.visual_model)
+        self.looks = parts(env.visual_model)
         self._key = jax.random.key(seed)
         self._speed = 1.0
         self._due = 0.0

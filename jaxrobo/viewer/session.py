@@ -14,7 +14,7 @@ from flax import struct
 from jaxrobo.env import Env, PhysicsEnv
 from jaxrobo.policy import Params, Policy
 from jaxrobo.rollout import RolloutState, restart, rollout, start
-from jaxrobo.viewer.shapes import Pieces, poses
+from jaxrobo.viewer.shapes import Part, poses
 
 NOBODY = -1
 """The simulation taken over if none is."""
@@ -63,10 +63,10 @@ class Abilities(NamedTuple):
 
 @struct.dataclass
 class Frame:
-    """What a page shows of `n` simulations of `k` pieces.
+    """What a page shows of `n` simulations of `k` parts.
 
     Attributes:
-      pos: where the pieces are in the simulations' own coordinates, m. [n, k, 3]
+      pos: where the parts' bodies are in the simulations' own coordinates, m. [n, k, 3]
       quat: how they're turned, wxyz. [n, k, 4]
       goal: positions of the goals, m; None if there are none. [n, 3]
       distance: of each tip from its goal, m; None if there's no such thing. [n]
@@ -146,7 +146,7 @@ def step(env: Env, policy: Policy, params: Params, session: Session) -> Session:
     )
 
 
-def look(env: Env, looks: Pieces, session: Session) -> Frame:
+def look(env: Env, looks: list[Part], session: Session) -> Frame:
     """What can be seen and read of all simulations now.
 
     Goals are drawn where they are, not where the last step left them.
@@ -159,7 +159,7 @@ def look(env: Env, looks: Pieces, session: Session) -> Frame:
         data = data.replace(xpos=data.xpos.at[:, body].set(goal))
     if goal is not None and tip >= 0:
         distance = jnp.linalg.norm(data.site_xpos[:, tip] - goal, axis=-1)
-    pos, quat = jax.vmap(lambda data: poses(looks, data))(data)
+    pos, quat = poses(looks, data)
     return Frame(
         pos=pos,
         quat=quat,

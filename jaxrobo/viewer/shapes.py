@@ -1,21 +1,19 @@
-"""What a MuJoCo model looks like: a list of boxes, cylinders, spheres and meshes, and their poses.
+"""What a MuJoCo model looks like: boxes, cylinders, capsules, spheres and meshes, fixed to bodies.
 
-All pieces of one form in all simulations are one batch for whoever draws them, so that a frame is a
-few arrays whatever the model.
+What is fixed to one body is one part, so a frame is a few poses whatever the model.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import mujoco
 import numpy as np
-from flax import struct
 
 from jaxrobo.physics import PhysicsState
-from jaxrobo.physics.rotations import quat_multiply, quat_rotate
 
-BOX, CYLINDER, SPHERE = "(box)", "(cylinder)", "(sphere)"
+BOX, CYLINDER, CAPSULE, SPHERE = "(box)", "(cylinder)", "(capsule)", "(sphere)"
 """Forms of half size 1, along z; any other name is that of a mesh of the model."""
 
 _VISIBLE_GROUPS = 3
@@ -27,60 +25,44 @@ _LEVEL = 1 - 1e-6
 _TYPES = mujoco.mjtGeom
 
 
-@struct.dataclass
-class Pieces:
-    """`k` pieces of the looks of a model.
+class Piece(NamedTuple):
+    """What a geom or site looks like.
 
     Attributes:
-      body: the body that each is fixed to. [k]
-      pos: where it is in the body's frame, m. [k, 3]
-      quat: how it's turned in the body's frame, wxyz. [k, 4]
-      size: factors on the form, m; 1 for a mesh. [k, 3]
-      rgba: its colour, 0 to 1. [k, 4]
-      form: what each is.
+      form: what it is.
+      size: factors on the form, m; 1 for a mesh. The length of a capsule is without its ends. [3]
+      pos: where it is in the body's frame, m. [3]
+      quat: how it's turned in the body's frame, wxyz. [4]
+      rgba: its colour, 0 to 1. [4]
     """
 
-    body: np.ndarray
-    pos: np.ndarray
-    quat: np.ndarray
-    size: np.ndarray
-    rgba: np.ndarray
-    form: tuple[str, ...] = struct.field(pytree_node=False)
-
-
-class _Piece(NamedTuple):
-    body: int
-    pos: np.ndarray
-    quat: np.ndarray
-    size: np.ndarray
-    rgba: np.ndarray
     form: str
+    size: np.ndarray
+    pos: np.ndarray
+    quat: np.ndarray
+    rgba: np.ndarray
 
 
-def pieces(model: mujoco.MjModel) -> Pieces:
-    """The pieces of all geoms and sites that can be seen, but planes and height fields.
+class Part(NamedTuple):
+    """All pieces of a body, or all that light goes through.
 
-    A capsule is a cylinder and two spheres.
+    Attributes:
+      body: which body.
+      opaque: whether light doesn't go through.
+      pieces: what it's made of.
     """
-    found: list[_Piece] = []
-    for i in _visible_geoms(model):
-        place = model.geom_bodyid[i], model.geom_pos[i], model.geom_quat[i]
-        kind = model.geom_type[i]
-        mesh = _mesh_name(model, model.geom_dataid[i]) if kind == _TYPES.mjGEOM_MESH else ""
-        found += _split(kind, *place, model.geom_size[i], _colour(model, i), mesh)
-    for i in range(model.nsite):
-        if model.site_group[i] < _VISIBLE_GROUPS and (rgba := model.site_rgba[i])[3] > 0:
-            place = model.site_bodyid[i], model.site_pos[i], model.site_quat[i]
-            found += _split(model.site_type[i], *place, model.site_size[i], rgba, "")
-    column = lambda name, *shape: np.array([getattr(p, name) for p in found]).reshape(-1, *shape)
-    return Pieces(
-        body=column("body").astype(int),
-        pos=column("pos", 3),
-        quat=column("quat", 4),
-        size=column("size", 3),
-        rgba=column("rgba", 4),
-        form=tuple(piece.form for piece in found),
-    )
+
+    body: int
+    opaque: bool
+    pieces: list[Piece]
+
+
+def parts(model: mujoco.MjModel) -> list[Part]:
+    """The parts of all geoms and sites that can be seen, but planes and height fields."""
+    found: dict[tuple[int, bool], list[Piece]] = {}
+    for body, piece in _pieces(model):
+        found.setdefault((body, bool(piece.rgba[3] == 1)), []).append(piece)
+    return [Part(*key, pieces) for key, pieces in found.items()]
 
 
 def mesh(model: mujoco.MjModel, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -90,26 +72,29 @@ def mesh(model: mujoco.MjModel, name: str) -> tuple[np.ndarray, np.ndarray]:
     return vertices, model.mesh_face[m.faceadr[0] : m.faceadr[0] + m.facenum[0]]
 
 
-def poses(looks: Pieces, data: PhysicsState) -> tuple[jax.Array, jax.Array]:
-    """Positions `[k, 3]` in m and orientations `[k, 4]`, wxyz, of the pieces in one simulation."""
-    xpos, xquat = data.xpos[looks.body], data.xquat[looks.body]
-    return xpos + quat_rotate(xquat, looks.pos), quat_multiply(xquat, looks.quat)
+def poses(looks: list[Part], data: PhysicsState) -> tuple[jax.Array, jax.Array]:
+    """Positions `[..., k, 3]` in m and orientations `[..., k, 4]`, wxyz, of `k` parts."""
+    body = np.array([part.body for part in looks], int)
+    return data.xpos[..., body, :], data.xquat[..., body, :]
 
 
-def grid(model: mujoco.MjModel, num_envs: int) -> np.ndarray:
-    """Where the simulations stand, `[n, 3]` in m: side by side in a square around the origin.
-
-    They are as far apart as the model says it's large (`stat.extent`), and as its geoms are wide.
-    """
+def spacing(model: mujoco.MjModel) -> float:
+    """How far apart simulations stand, m: as the model says it's large (`stat.extent`), and as its
+    geoms are wide."""
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     solid = model.geom_type != _TYPES.mjGEOM_PLANE
     centre, radius = data.geom_xpos[solid, :2], model.geom_rbound[solid, None]
     width = np.ptp(np.concatenate([centre - radius, centre + radius, [[0.0, 0.0]]]), axis=0).max()
+    return max(width, model.stat.extent)
+
+
+def grid(model: mujoco.MjModel, num_envs: int) -> np.ndarray:
+    """Where the simulations stand, `[n, 3]` in m: side by side in a square around the origin."""
     columns = math.ceil(math.sqrt(num_envs))
     row, column = np.divmod(np.arange(num_envs), columns)
     places = np.stack([column, row, np.zeros(num_envs)], axis=1)
-    return max(width, model.stat.extent) * (places - [(columns - 1) / 2, (columns - 1) / 2, 0])
+    return spacing(model) * (places - [(columns - 1) / 2, (columns - 1) / 2, 0])
 
 
 def floor(model: mujoco.MjModel) -> float:
@@ -126,35 +111,39 @@ def _visible_geoms(model: mujoco.MjModel) -> list[int]:
     return [i for i in in_group.tolist() if _colour(model, i)[3] > 0]
 
 
-def _split(
-    kind: int,
-    body: int,
-    pos: np.ndarray,
-    quat: np.ndarray,
-    size: np.ndarray,
-    rgba: np.ndarray,
-    mesh_name: str,
-) -> list[_Piece]:
-    """The pieces of a geom or site."""
+def _pieces(model: mujoco.MjModel) -> Iterator[tuple[int, Piece]]:
+    """All that can be seen, with its body."""
+    for i in _visible_geoms(model):
+        kind, dataid = model.geom_type[i], model.geom_dataid[i]
+        mesh = model.mesh(dataid).name if kind == _TYPES.mjGEOM_MESH else ""
+        form, size = _form(kind, model.geom_size[i], mesh)
+        place = model.geom_pos[i], model.geom_quat[i], _colour(model, i)
+        if form:
+            yield int(model.geom_bodyid[i]), Piece(form, size, *place)
+    for i in range(model.nsite):
+        if model.site_group[i] < _VISIBLE_GROUPS and (rgba := model.site_rgba[i])[3] > 0:
+            form, size = _form(model.site_type[i], model.site_size[i])
+            piece = Piece(form, size, model.site_pos[i], model.site_quat[i], rgba)
+            yield int(model.site_bodyid[i]), piece
+
+
+def _form(kind: int, size: np.ndarray, mesh: str = "") -> tuple[str, np.ndarray]:
+    """The form of a geom or site, empty if it isn't drawn, and the factors on it."""
     r, half = size[:2]
-    piece = lambda form, size, pos=pos: _Piece(body, pos, quat, np.asarray(size), rgba, form)
     match _TYPES(kind):
         case _TYPES.mjGEOM_BOX:
-            return [piece(BOX, size)]
+            return BOX, size
         case _TYPES.mjGEOM_SPHERE:
-            return [piece(SPHERE, [r, r, r])]
+            return SPHERE, np.array([r, r, r])
         case _TYPES.mjGEOM_ELLIPSOID:
-            return [piece(SPHERE, size)]
+            return SPHERE, size
         case _TYPES.mjGEOM_CYLINDER:
-            return [piece(CYLINDER, [r, r, half])]
+            return CYLINDER, np.array([r, r, half])
         case _TYPES.mjGEOM_CAPSULE:
-            end = np.zeros(3)
-            mujoco.mju_rotVecQuat(end, np.array([0.0, 0.0, half]), quat)
-            balls = [piece(SPHERE, [r, r, r], pos + way * end) for way in (-1, 1)]
-            return [piece(CYLINDER, [r, r, half]), *balls]
+            return CAPSULE, np.array([r, r, half])
         case _TYPES.mjGEOM_MESH:
-            return [piece(mesh_name, np.ones(3))]
-    return []
+            return mesh, np.ones(3)
+    return "", size
 
 
 def _colour(model: mujoco.MjModel, geom: int) -> np.ndarray:
@@ -163,7 +152,3 @@ def _colour(model: mujoco.MjModel, geom: int) -> np.ndarray:
     if material >= 0 and np.array_equal(own, np.float32([0.5, 0.5, 0.5, 1.0])):
         return model.mat_rgba[material]
     return own
-
-
-def _mesh_name(model: mujoco.MjModel, index: int) -> str:
-    return model.mesh(index).name if index >= 0 else ""

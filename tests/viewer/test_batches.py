@@ -1,3 +1,5 @@
+import json
+import struct
 from types import SimpleNamespace
 
 import mujoco
@@ -5,68 +7,142 @@ import numpy as np
 import pytest
 
 from jaxrobo.viewer import shapes
-from jaxrobo.viewer.session import NOBODY
 
 batches = pytest.importorskip("jaxrobo.viewer.batches", reason="viser isn't installed")
 
 XML = """
 <mujoco>
+  <asset><mesh name="wedge" vertex="0 0 0  1 0 0  0 1 0  0 0 1"/></asset>
   <worldbody>
-    <geom type="box" size="1 1 1" rgba="1 0 0 0.5"/>
-    <geom type="sphere" size="1" rgba="0 1 0 1"/>
-    <geom type="box" size="2 2 2" rgba="0 0 1 1"/>
-    <geom type="box" size="3 3 3" rgba="1 1 1 0.25"/>
-    <geom type="box" size="4 4 4" rgba="1 1 0 1"/>
+    <geom type="box" size="1 2 3" pos="1 0 0" rgba="1 0 0 0.5"/>
+    <geom type="mesh" mesh="wedge" rgba="0 1 0 1"/>
+    <body name="arm" pos="0 0 1">
+      <joint type="hinge" axis="0 1 0"/>
+      <geom type="capsule" fromto="0 0 0  1 0 0" size="0.1" rgba="0 0 1 1"/>
+      <geom type="box" size="4 4 4" rgba="0.5 0.5 0.5 1"/>
+    </body>
+    <body pos="0 0 5">
+      <geom type="cylinder" size="1 2" rgba="0 1 1 1"/>
+      <geom type="ellipsoid" size="1 2 3" pos="0 0 9" rgba="0 1 1 1"/>
+    </body>
   </worldbody>
 </mujoco>
 """
 
 
 class Scene:
-    """Keeps what it's told to show, by name."""
+    """Keeps what it's told to show."""
 
     def __init__(self):
-        self.shown = {}
+        self.shown = []
 
-    def add_batched_meshes_simple(self, name, vertices, faces, wxyzs, positions, **options):
-        assert name not in self.shown
-        self.shown[name] = SimpleNamespace(
-            batched_wxyzs=wxyzs, batched_positions=positions, **options
-        )
-        return self.shown[name]
+    def add_batched_glb(self, name, glb, wxyzs, positions, **_):
+        self.shown.append(SimpleNamespace(batched_wxyzs=wxyzs, batched_positions=positions))
+        self.shown[-1].name, self.shown[-1].tree = name, _tree(glb)
+        return self.shown[-1]
 
 
-@pytest.fixture
-def made():
-    """Two simulations in which piece k is at (k, k, k), 10 m apart; their batches by rows."""
-    model = mujoco.MjModel.from_xml_string(XML)
-    looks = shapes.pieces(model)
-    player = SimpleNamespace(looks=looks, num_envs=2, env=SimpleNamespace(visual_model=model))
-    pos = np.broadcast_to(np.arange(5.0)[:, None], (2, 5, 3))
-    frame = SimpleNamespace(pos=pos, quat=np.tile([1.0, 0.0, 0.0, 0.0], (2, 5, 1)))
-    places = np.array([[0.0, 0, 0], [10, 0, 0]])
-    found = batches.make_batches(SimpleNamespace(scene=Scene()), player, frame, places)
-    return {tuple(batch.rows): batch for batch in found}
+def _tree(glb):
+    """The JSON of binary glTF, section 4 of its specification."""
+    assert glb[:4] == b"glTF"
+    (length,) = struct.unpack("<I", glb[12:16])
+    return json.loads(glb[20 : 20 + length])
 
 
-def test_pieces_of_one_form_and_opacity_are_one_batch(made):
-    opacity = {rows: batch.handle.opacity for rows, batch in made.items()}
-    assert opacity == {(0,): 0.5, (1,): None, (2, 4): None, (3,): 0.25}
+@pytest.fixture(scope="module")
+def model():
+    return mujoco.MjModel.from_xml_string(XML)
 
 
-def test_a_batch_holds_all_simulations_one_after_the_other(made):
-    handle = made[2, 4].handle
-    expected = [[2, 2, 2], [4, 4, 4], [12, 2, 2], [14, 4, 4]]
-    np.testing.assert_array_equal(handle.batched_positions, expected)
-    np.testing.assert_array_equal(handle.batched_scales[:, 0], [2, 4, 2, 4])
+def _make(model, num_envs):
+    """Simulations in which part k is at (k, k, k), 10 m apart."""
+    looks = shapes.parts(model)
+    player = SimpleNamespace(looks=looks, num_envs=num_envs)
+    player.env = SimpleNamespace(visual_model=model)
+    k = len(looks)
+    pos = np.broadcast_to(np.arange(float(k))[:, None], (num_envs, k, 3))
+    frame = SimpleNamespace(pos=pos, quat=np.tile([1.0, 0, 0, 0], (num_envs, k, 1)))
+    places = np.stack([10.0 * np.arange(num_envs), *np.zeros((2, num_envs))], axis=1)
+    scene = Scene()
+    return batches.make_batches(SimpleNamespace(scene=scene), player, frame, places), scene.shown
 
 
-def test_the_simulation_that_is_taken_over_is_tinted(made):
-    batch = made[2, 4]
-    plain = np.array([[0, 0, 255], [255, 255, 0]] * 2)
-    np.testing.assert_array_equal(batch.handle.batched_colors, plain)
-    batch.paint(1)
-    np.testing.assert_array_equal(batch.handle.batched_colors[:2], plain[:2])
-    assert (batch.handle.batched_colors[2:] != plain[2:]).any(1).all()
-    batch.paint(NOBODY)
-    np.testing.assert_array_equal(batch.handle.batched_colors, plain)
+def _mesh(model, body, opaque=True, sides=24):
+    (part,) = (p for p in shapes.parts(model) if (p.body, p.opaque) == (body, opaque))
+    return batches.part_mesh(model, part, sides)
+
+
+def test_every_part_is_a_batch_of_all_simulations(model):
+    made, shown = _make(model, 2)
+    assert [handle.name for handle in shown] == [
+        "/simulations/0 world",
+        "/simulations/1 world",
+        "/simulations/2 arm",
+        "/simulations/3 ",
+    ]
+    np.testing.assert_array_equal(shown[2].batched_positions, [[2, 2, 2], [12, 2, 2]])
+    frame = SimpleNamespace(pos=np.ones((2, 4, 3)), quat=np.tile([0.0, 1, 0, 0], (2, 4, 1)))
+    made[2].move(frame, np.zeros((2, 3)))
+    np.testing.assert_array_equal(shown[2].batched_positions, np.ones((2, 3)))
+    np.testing.assert_array_equal(shown[2].batched_wxyzs, [[0, 1, 0, 0]] * 2)
+
+
+def test_light_goes_through_what_it_should(model):
+    """And nothing is of metal, as what doesn't say so is in glTF."""
+    materials = [handle.tree["materials"][0] for handle in _make(model, 1)[1]]
+    assert [m["alphaMode"] for m in materials] == ["BLEND", "OPAQUE", "OPAQUE", "OPAQUE"]
+    assert {m["pbrMetallicRoughness"]["metallicFactor"] for m in materials} == {0.0}
+    for handle in _make(model, 1)[1]:
+        (primitive,) = handle.tree["meshes"][0]["primitives"]
+        assert primitive["material"] == 0
+        assert set(primitive["attributes"]) == {"POSITION", "COLOR_0"}  # flat without normals
+
+
+def test_forms_are_where_they_should_be(model):
+    np.testing.assert_allclose(_mesh(model, 0, opaque=False).bounds, [[0, -2, -3], [2, 2, 3]])
+    cans = _mesh(model, 2)
+    np.testing.assert_allclose(cans.bounds, [[-1, -2, -2], [1, 2, 12]], atol=1e-6)
+    capsule = _mesh(model, 1).split(only_watertight=True)
+    bounds = sorted(part.bounds.tolist() for part in capsule)
+    np.testing.assert_allclose(bounds[0], [[-4, -4, -4], [4, 4, 4]])
+    np.testing.assert_allclose(bounds[1], [[-0.1, -0.1, -0.1], [1.1, 0.1, 0.1]], atol=1e-6)
+
+
+def test_a_mesh_is_where_it_was_made(model):
+    """MuJoCo recentres a mesh and turns it to its principal axes; both are undone."""
+    mesh = _mesh(model, 0)
+    corners = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    np.testing.assert_allclose(sorted(mesh.vertices.round(5).tolist()), corners, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", batches._SIDES)
+def test_forms_are_closed_and_face_outwards(model, sides):
+    """Their volumes, for 24 sides within 4 % of the round ones'."""
+    cylinder, ellipsoid = 4 * np.pi, 4 / 3 * np.pi * 6
+    capsule = np.pi * 0.1**2 + 4 / 3 * np.pi * 0.1**3
+    for body, volume in ((1, capsule + 512), (2, cylinder + ellipsoid)):
+        mesh = _mesh(model, body, sides=sides)
+        assert mesh.is_watertight
+        assert mesh.is_winding_consistent
+        assert 0.7 * volume < mesh.volume < volume
+        if sides == 24:
+            assert mesh.volume > 0.96 * volume
+
+
+def test_colours_are_light(model):
+    """Half of what a screen takes is 0.214 of its light, IEC 61966-2-1."""
+    colours = np.unique(_mesh(model, 1).visual.vertex_colors, axis=0)
+    np.testing.assert_array_equal(colours, [[0, 0, 255, 255], [55, 55, 55, 255]])
+    colours = np.unique(_mesh(model, 0, opaque=False).visual.vertex_colors, axis=0)
+    np.testing.assert_array_equal(colours, [[255, 0, 0, 128]])
+
+
+def test_many_simulations_have_fewer_sides(model):
+    def vertices(num_envs):
+        trees = (handle.tree for handle in _make(model, num_envs)[1])
+        return num_envs * sum(tree["accessors"][1]["count"] for tree in trees)
+
+    assert vertices(1) > vertices(100) / 100
+    assert vertices(100) <= batches._MAX_VERTICES
+    assert vertices(1000) / 1000 < vertices(100) / 100
+    assert vertices(1000) == vertices(2000) / 2

@@ -24,6 +24,11 @@ const box = [...document.querySelectorAll('input[type=checkbox]')]
 return [Math.round(box.x + box.width / 2), Math.round(box.y + box.height / 2)];
 """
 
+_SCENE = """
+const box = window.__viserMutable.canvas.getBoundingClientRect();
+return [Math.round(box.x + box.width / 2), Math.round(box.y + box.height / 2)];
+"""
+
 _FIELD = """
 [...document.querySelectorAll('input[type=text]')]
   .find((input) => !input.disabled && input.getBoundingClientRect().width > 0).focus();
@@ -116,11 +121,13 @@ def test_pause_step_and_reset(shown):
 
 
 def test_a_click_chooses_and_takes_over(shown):
-    pieces = len(shown._batches[0].rows)
-    happens(shown, shown._click(pieces), instance_index=3 * pieces - 1)
+    assert not shown._mark.visible
+    happens(shown, shown._click, instance_index=2)
     assert shown.player.session.taken == 2
     assert shown._choice.value == 2
-    happens(shown, shown._click(pieces), instance_index=None)  # beside them
+    assert shown._mark.visible
+    np.testing.assert_allclose(shown._mark.position[:2], shown._places[2, :2])
+    happens(shown, shown._click, instance_index=None)  # beside them
     assert shown.player.session.taken == 2
 
 
@@ -196,9 +203,8 @@ def test_in_a_browser(show, tmp_path):
         assert "joint5" in text()
         assert "as it was made" in text()
         eye = chromium.run(camera)
-        width, height = chromium.run("return [window.innerWidth, window.innerHeight]")
 
-        chromium.click(width // 2, height // 2)
+        chromium.click(*chromium.run(_SCENE))
         play_until(shown, lambda: session().taken == 0)
         play_until(shown, lambda: "taken over: 0" in text())
         for _ in range(10):

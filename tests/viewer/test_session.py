@@ -7,7 +7,7 @@ import pytest
 import envs
 from jaxrobo.policy import constant, receding
 from jaxrobo.viewer import session as core
-from jaxrobo.viewer.shapes import pieces
+from jaxrobo.viewer.shapes import parts
 from tests.tiny import Draw
 
 
@@ -89,7 +89,7 @@ def test_same_as_a_rollout_without_hands(reacher):
 
 def test_a_moved_goal_is_the_goal(reacher):
     env, begin, step = reacher
-    looks = pieces(env.visual_model)
+    looks = parts(env.visual_model)
     pos = jnp.array([0.1, -0.2, 0.3])
     session = core.move_goal(begin(0), 1, pos)
     after = step(session)
@@ -105,8 +105,8 @@ def test_a_moved_goal_is_the_goal(reacher):
 def test_a_moved_goal_is_drawn_where_it_is_before_the_next_step(reacher):
     """Its cube and the ball around it, in the simulation that it's of."""
     env, begin, _ = reacher
-    looks = pieces(env.visual_model)
-    rows = looks.body == env.mj_model.body("goal").id
+    looks = parts(env.visual_model)
+    rows = np.array([part.body for part in looks]) == env.mj_model.body("goal").id
     assert rows.sum() == 2
     pos = jnp.array([0.1, -0.2, 0.3])
     before = core.look(env, looks, begin(0))
