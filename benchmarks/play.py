@@ -85,8 +85,9 @@ def main(options: Options) -> None:
     page.run(1.0)
     player = threading.Thread(target=page.run, daemon=True)
     player.start()
+    renderer = options.renderer
     try:
-        with tempfile.TemporaryDirectory() as profile, Browser(profile, options.renderer) as browser:
+        with tempfile.TemporaryDirectory() as profile, Browser(profile, renderer) as browser:
             browser.open(page.url)
             began = time.monotonic()
             while "taken over" not in (text := browser.run("return document.body.innerText")):

@@ -28,9 +28,10 @@ NUDGE = 0.05
 """How far a key moves an action, of which -1 to 1 is the whole range."""
 
 _SKY = {"sky_color": (255, 255, 255), "ground_color": (160, 150, 140), "intensity": 2.0}
-_TAKEN = (255, 190, 40)
-"""The colour of the floor under the simulation that is taken over."""
-_FLAT = {"opacity": 0.5, "cast_shadow": False, "receive_shadow": False}
+"""Instead of light from a picture all around, which costs much where a browser has no GPU."""
+
+_TAKEN = {"color": (255, 190, 40), "opacity": 0.5, "cast_shadow": False, "receive_shadow": False}
+"""The floor under the simulation that is taken over."""
 
 _FRAMES_PER_SECOND = 30.0
 _TEXTS_PER_SECOND = 4.0
@@ -141,14 +142,13 @@ class Page:
         camera.position = look_at + size * np.array([0.75, -0.45, 0.5])
         grid = {"width": size, "height": size, "cell_size": extent / 10, "section_size": extent}
         scene = self._server.scene
-        # Shadows, and light from a picture all around, cost much where a browser has no GPU.
-        scene.configure_default_lights(cast_shadow=False)
+        scene.configure_default_lights(cast_shadow=False)  # shadows cost much
         scene.configure_environment_map(None)
         scene.add_light_hemisphere("/sky", **_SKY)
         self._floor = np.array([0.0, 0.0, shapes.floor(model) - 1e-3])
         scene.add_grid("/floor", **grid, position=self._floor)
-        cell = (shapes.spacing(model), shapes.spacing(model), 1e-3)
-        self._mark = scene.add_box("/taken over", _TAKEN, cell, visible=False, **_FLAT)
+        cell = np.array([shapes.spacing(model), shapes.spacing(model), 1e-3])
+        self._mark = scene.add_box("/taken over", dimensions=cell, visible=False, **_TAKEN)
 
     def _controls(self) -> None:
         gui, player = self._server.gui, self.player

@@ -79,8 +79,10 @@ def poses(looks: list[Part], data: PhysicsState) -> tuple[jax.Array, jax.Array]:
 
 
 def spacing(model: mujoco.MjModel) -> float:
-    """How far apart simulations stand, m: as the model says it's large (`stat.extent`), and as its
-    geoms are wide."""
+    """How far apart simulations stand, m.
+
+    It's as much as the model says it's large (`stat.extent`), and as its geoms are wide.
+    """
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     solid = model.geom_type != _TYPES.mjGEOM_PLANE
