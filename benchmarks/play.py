@@ -20,7 +20,7 @@ from jaxrobo.policy import uniform
 from jaxrobo.viewer import Player
 from jaxrobo.viewer.page import Page
 
-# At every frame of the browser, whether any pose differs from those before.
+# At every frame of the browser, whether the first poses of any body differ from those before.
 _COUNT = """
 const meshes = [];
 window.__viserMutable.scene.traverse((node) => {
@@ -32,7 +32,8 @@ const look = () => {
   let now = 0;
   for (const mesh of meshes) {
     const data = mesh.matricesTexture.image.data;
-    for (let i = 0; i < 512; i++) now += (i + 1) * data[i];
+    const end = Math.min(512, data.length);
+    for (let i = 0; i < end; i++) now += (i + 1) * data[i];
   }
   if (now !== before) window.applied += 1;
   before = now;
@@ -51,7 +52,7 @@ _PATIENCE = 60.0
 """Seconds that the page has to start."""
 
 _SETTLING = 5.0
-"""Seconds in which the page finds the resolution that it can keep up with."""
+"""Seconds in which the page loads the bodies, and finds a resolution that it can keep up with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +95,8 @@ def main(options: Options) -> None:
                 if not player.is_alive() or time.monotonic() > began + _PATIENCE:
                     raise SystemExit(f"the page doesn't start; it shows: {text!r}")
                 time.sleep(0.5)
-            browser.run(_COUNT)
             time.sleep(_SETTLING)
+            browser.run(_COUNT)
             row = {"drawn by": browser.run(_RENDERER)}
             row |= _measure(page, browser, options.seconds)
     finally:

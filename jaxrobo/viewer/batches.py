@@ -45,14 +45,10 @@ def part_mesh(model: mujoco.MjModel, part: shapes.Part, sides: int) -> trimesh.T
     """A coloured mesh of a part in its body's frame, m; what is round has so many sides."""
     meshes = []
     for piece in part.pieces:
-        mesh = _form(model, piece, sides)
-        matrix, turn = np.eye(4), np.zeros(9)
-        mujoco.mju_quat2Mat(turn, piece.quat)
-        matrix[:3, :3], matrix[:3, 3] = turn.reshape(3, 3), piece.pos
-        mesh.apply_transform(matrix)
-        colour = np.append(_linear(piece.rgba[:3]), piece.rgba[3])
-        colours = np.tile((255 * colour).round().astype(np.uint8), (len(mesh.vertices), 1))
-        mesh.visual.vertex_colors = colours
+        mesh = _piece_mesh(model, piece, sides)
+        mesh.apply_transform(trimesh.transformations.quaternion_matrix(piece.quat))
+        mesh.apply_translation(piece.pos)
+        mesh.visual.vertex_colors = np.append(_linear(piece.rgba[:3]), piece.rgba[3])
         meshes.append(mesh)
     return trimesh.util.concatenate(meshes)
 
@@ -111,7 +107,7 @@ class Batch:
         return pos.astype(np.float32), frame.quat[:, self._index].astype(np.float32)
 
 
-def _form(model: mujoco.MjModel, piece: shapes.Piece, sides: int) -> trimesh.Trimesh:
+def _piece_mesh(model: mujoco.MjModel, piece: shapes.Piece, sides: int) -> trimesh.Trimesh:
     radius, _, half = piece.size
     match piece.form:
         case shapes.BOX:
@@ -122,7 +118,8 @@ def _form(model: mujoco.MjModel, piece: shapes.Piece, sides: int) -> trimesh.Tri
             rims = [np.stack([x, y, np.full(sides, z)], axis=1) for z in (-half, half)]
             return trimesh.convex.convex_hull(np.concatenate(rims))
         case shapes.CAPSULE:
-            return trimesh.creation.capsule(2 * half, radius, count=[sides // 2, sides])
+            unit = trimesh.creation.capsule(2 * half / radius, 1.0, count=[sides // 2, sides])
+            return unit.apply_scale(radius)  # as trimesh leaves out faces below 1e-8 m^2
         case shapes.SPHERE:
             angle = np.linspace(-np.pi / 2, np.pi / 2, sides // 2 + 1)
             profile = np.stack([np.cos(angle), np.sin(angle)], axis=1)

@@ -30,7 +30,7 @@ NUDGE = 0.05
 _SKY = {"sky_color": (255, 255, 255), "ground_color": (160, 150, 140), "intensity": 2.0}
 """Instead of light from a picture all around, which costs much where a browser has no GPU."""
 
-_TAKEN = {"color": (255, 190, 40), "opacity": 0.5, "cast_shadow": False, "receive_shadow": False}
+_TAKEN = {"color": (255, 215, 120), "cast_shadow": False, "receive_shadow": False}
 """The floor under the simulation that is taken over."""
 
 _FRAMES_PER_SECOND = 30.0
@@ -112,7 +112,7 @@ class Page:
         self._sliders = self._hands() if player.abilities.joints else []
 
     def run(self, seconds: float = float("inf")) -> None:
-        """Plays for some time or until `close`, and draws at most 30 frames a second."""
+        """Plays for some time or until `close`, and draws up to 30 frames a second."""
         end = time.monotonic() + seconds
         period = 1 / _FRAMES_PER_SECOND
         drawn = written = 0.0
@@ -145,9 +145,10 @@ class Page:
         scene.configure_default_lights(cast_shadow=False)  # shadows cost much
         scene.configure_environment_map(None)
         scene.add_light_hemisphere("/sky", **_SKY)
-        self._floor = np.array([0.0, 0.0, shapes.floor(model) - 1e-3])
-        scene.add_grid("/floor", **grid, position=self._floor)
-        cell = np.array([shapes.spacing(model), shapes.spacing(model), 1e-3])
+        floor = np.array([0.0, 0.0, shapes.floor(model) - 1e-3])
+        scene.add_grid("/floor", **grid, position=floor)
+        self._below = floor - np.array([0.0, 0.0, 1e-3])
+        cell = (width := shapes.spacing(model), width, 1e-3)
         self._mark = scene.add_box("/taken over", dimensions=cell, visible=False, **_TAKEN)
 
     def _controls(self) -> None:
@@ -262,7 +263,7 @@ class Page:
                 batch.move(frame, self._places)
             self._mark.visible = taken != NOBODY
             if taken != NOBODY:
-                self._mark.position = self._places[taken] + self._floor
+                self._mark.position = self._places[taken] + self._below
             if self._goal is not None and not self._drags:
                 self._goal_of = i = self._chosen
                 self._goal.position = self._places[i] + frame.goal[i]

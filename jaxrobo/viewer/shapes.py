@@ -1,6 +1,6 @@
 """What a MuJoCo model looks like: boxes, cylinders, capsules, spheres and meshes, fixed to bodies.
 
-What is fixed to one body is one part, so a frame is a few poses whatever the model.
+What is fixed to one body is a part or two, so a frame is a few poses whatever the model.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from jaxrobo.physics import PhysicsState
 
 BOX, CYLINDER, CAPSULE, SPHERE = "(box)", "(cylinder)", "(capsule)", "(sphere)"
-"""Forms of half size 1, along z; any other name is that of a mesh of the model."""
+"""Forms along z; any other name is that of a mesh of the model."""
 
 _VISIBLE_GROUPS = 3
 """Groups below this are what MuJoCo's own viewer shows at first."""
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
     Attributes:
       form: what it is.
-      size: factors on the form, m; 1 for a mesh. The length of a capsule is without its ends. [3]
+      size: half of it in each direction, m, of a capsule without its ends; 1 for a mesh. [3]
       pos: where it is in the body's frame, m. [3]
       quat: how it's turned in the body's frame, wxyz. [4]
       rgba: its colour, 0 to 1. [4]
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """All pieces of a body, or all that light goes through.
+    """All opaque pieces of a body, or all its others.
 
     Attributes:
       body: which body.
@@ -119,18 +119,18 @@ def _pieces(model: mujoco.MjModel) -> Iterator[tuple[int, Piece]]:
         kind, dataid = model.geom_type[i], model.geom_dataid[i]
         mesh = model.mesh(dataid).name if kind == _TYPES.mjGEOM_MESH else ""
         form, size = _form(kind, model.geom_size[i], mesh)
-        place = model.geom_pos[i], model.geom_quat[i], _colour(model, i)
+        place = model.geom_pos[i], model.geom_quat[i], _colour(model, i).clip(0, 1)
         if form:
             yield int(model.geom_bodyid[i]), Piece(form, size, *place)
     for i in range(model.nsite):
         if model.site_group[i] < _VISIBLE_GROUPS and (rgba := model.site_rgba[i])[3] > 0:
             form, size = _form(model.site_type[i], model.site_size[i])
-            piece = Piece(form, size, model.site_pos[i], model.site_quat[i], rgba)
+            piece = Piece(form, size, model.site_pos[i], model.site_quat[i], rgba.clip(0, 1))
             yield int(model.site_bodyid[i]), piece
 
 
 def _form(kind: int, size: np.ndarray, mesh: str = "") -> tuple[str, np.ndarray]:
-    """The form of a geom or site, empty if it isn't drawn, and the factors on it."""
+    """The form of a geom or site, empty if it isn't drawn, and half its size, m."""
     r, half = size[:2]
     match _TYPES(kind):
         case _TYPES.mjGEOM_BOX:

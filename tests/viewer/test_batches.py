@@ -19,7 +19,7 @@ XML = """
     <body name="arm" pos="0 0 1">
       <joint type="hinge" axis="0 1 0"/>
       <geom type="capsule" fromto="0 0 0  1 0 0" size="0.1" rgba="0 0 1 1"/>
-      <geom type="box" size="4 4 4" rgba="0.5 0.5 0.5 1"/>
+      <geom type="box" size="0.2 0.2 0.2" pos="0 0 5" rgba="0.5 0.5 0.5 1"/>
     </body>
     <body pos="0 0 5">
       <geom type="cylinder" size="1 2" rgba="0 1 1 1"/>
@@ -104,7 +104,7 @@ def test_forms_are_where_they_should_be(model):
     np.testing.assert_allclose(cans.bounds, [[-1, -2, -2], [1, 2, 12]], atol=1e-6)
     capsule = _mesh(model, 1).split(only_watertight=True)
     bounds = sorted(part.bounds.tolist() for part in capsule)
-    np.testing.assert_allclose(bounds[0], [[-4, -4, -4], [4, 4, 4]])
+    np.testing.assert_allclose(bounds[0], [[-0.2, -0.2, 4.8], [0.2, 0.2, 5.2]])
     np.testing.assert_allclose(bounds[1], [[-0.1, -0.1, -0.1], [1.1, 0.1, 0.1]], atol=1e-6)
 
 
@@ -116,17 +116,23 @@ def test_a_mesh_is_where_it_was_made(model):
 
 
 @pytest.mark.parametrize("sides", batches._SIDES)
-def test_forms_are_closed_and_face_outwards(model, sides):
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_forms_are_closed_and_face_outwards(sides, scale):
     """Their volumes, for 24 sides within 4 % of the round ones'."""
-    cylinder, ellipsoid = 4 * np.pi, 4 / 3 * np.pi * 6
-    capsule = np.pi * 0.1**2 + 4 / 3 * np.pi * 0.1**3
-    for body, volume in ((1, capsule + 512), (2, cylinder + ellipsoid)):
-        mesh = _mesh(model, body, sides=sides)
+    pi, a = np.pi, scale
+    volumes = {
+        f'<geom type="capsule" size="{0.1 * a} {0.5 * a}"/>': 0.01 * pi + 4 / 3 * pi * 0.1**3,
+        f'<geom type="cylinder" size="{0.1 * a} {0.5 * a}"/>': 0.01 * pi,
+        f'<geom type="ellipsoid" size="{a} {2 * a} {3 * a}"/>': 8 * pi,
+        f'<geom type="box" size="{a} {2 * a} {3 * a}"/>': 48.0,
+    }
+    for geom, volume in volumes.items():
+        model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{geom}</worldbody></mujoco>")
+        mesh = _mesh(model, 0, sides=sides)
         assert mesh.is_watertight
         assert mesh.is_winding_consistent
-        assert 0.7 * volume < mesh.volume < volume
-        if sides == 24:
-            assert mesh.volume > 0.96 * volume
+        fraction = mesh.volume / scale**3 / volume
+        assert (0.96 if sides == 24 else 0.7) < fraction < 1 + 1e-6
 
 
 def test_colours_are_light(model):
@@ -146,3 +152,11 @@ def test_many_simulations_have_fewer_sides(model):
     assert vertices(100) <= batches._MAX_VERTICES
     assert vertices(1000) / 1000 < vertices(100) / 100
     assert vertices(1000) == vertices(2000) / 2
+
+
+def test_colours_beyond_the_screen_are_its_brightest():
+    """MuJoCo takes any; what lets no light through stays opaque."""
+    geom = '<geom type="box" size="1 1 1" rgba="2 -1 0 1.5"/>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{geom}</worldbody></mujoco>")
+    colours = np.unique(_mesh(model, 0).visual.vertex_colors, axis=0)
+    np.testing.assert_array_equal(colours, [[255, 0, 0, 255]])

@@ -129,6 +129,9 @@ def test_a_click_chooses_and_takes_over(shown):
     np.testing.assert_allclose(shown._mark.position[:2], shown._places[2, :2])
     happens(shown, shown._click, instance_index=None)  # beside them
     assert shown.player.session.taken == 2
+    shown.player.give_back()
+    shown.run(0.05)
+    assert not shown._mark.visible
 
 
 def test_a_goal_is_dragged_to_its_end(shown):
@@ -170,19 +173,34 @@ def test_a_slider_that_is_dragged_is_left_alone(shown, monkeypatch):
         assert not slider.disabled
 
 
-def test_drawing_takes_no_time_from_the_simulations(shown, monkeypatch):
-    """At four times real time a step is due every 4 ms; to draw a frame takes 8 ms."""
+@pytest.fixture
+def sleep(shown, monkeypatch):
+    """A clock that the page and its player go by, by which time passes only in sleep."""
     clock = [time.monotonic() + 1]
     sleep = lambda seconds: clock.__setitem__(0, clock[0] + seconds)
     fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep, time=time.time)
     monkeypatch.setattr(page, "time", fake)
     monkeypatch.setattr(player_module, "time", fake)
+    return sleep
+
+
+def test_drawing_takes_no_time_from_the_simulations(shown, sleep, monkeypatch):
+    """At four times real time a step is due every 4 ms; to draw a frame takes 8 ms."""
     monkeypatch.setattr(shown, "_draw", lambda frame: sleep(0.008))
     shown.player.paused, shown.player.speed = False, 4.0
     before = int(shown.player.session.steps)
     shown.run(0.5)
     steps = int(shown.player.session.steps) - before
     assert steps == pytest.approx(0.5 * 4 / shown.player.env.dt, abs=3)
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+def test_thirty_frames_a_second_are_drawn(shown, sleep, speed):
+    """Though steps aren't due when frames are; one that comes late doesn't put off the next."""
+    shown.player.paused, shown.player.speed = False, speed
+    before = shown.frames
+    shown.run(2.0)
+    assert shown.frames - before == pytest.approx(60, abs=2)
 
 
 # --- as a whole -----------------------------------------------------------------------------------
