@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrobo import rundir
+
+_FILE_WIDTH = 200
+"""Columns of a table that goes to a file."""
 
 
 def best_of(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -43,12 +47,12 @@ def report(title: str, rows: list[dict[str, Any]], out: Path | None) -> None:
     """Prints the rows as a table and, with `out`, writes them as JSON beside the machine."""
     table = Table(title=title)
     for column in rows[0]:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(
             *(f"{v:,.4g}" if isinstance(v, float | np.floating) else str(v) for v in row.values())
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
     if out is not None:
         rundir.write_json(out, {"title": title, "machine": machine(), "rows": rows})
 
