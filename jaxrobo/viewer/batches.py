@@ -17,7 +17,7 @@ from jaxrobo.viewer.session import Frame
 _SIDES = (24, 16, 12, 8)
 """Of what is round; the most that keep to `_MAX_VERTICES`, or else the fewest."""
 
-_MAX_VERTICES = 25_000
+_MAX_VERTICES = 30_000
 """In all simulations."""
 
 
