@@ -12,6 +12,7 @@ test episodes.
 
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -116,8 +117,10 @@ def _train(options: Options, name: str, seed: int, run_dir: Path, expert: Estima
     variant = VARIANTS[name]
     begin = time.perf_counter()
     flags = ["--env", variant.env, *variant.flags]
-    steps = round(options.budget * train.parse(flags)[0].steps)
-    flags += ["--steps", str(steps), "--seed", str(seed), "--run-dir", str(run_dir)]
+    run, _, config = train.parse(flags)
+    times = lambda value: str(math.ceil(options.budget * value))
+    flags += ["--steps", times(run.steps), "--cosine-iterations", times(config.cosine_iterations)]
+    flags += ["--seed", str(seed), "--run-dir", str(run_dir)]
     flags += ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
     train.main([*flags, "--test-episodes", "1"])  # what counts is tested below
     seconds = time.perf_counter() - begin

@@ -30,7 +30,14 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     ("UR10Reacher", "ppo"): _REACHER | {"steps": 15_000_000, "discount": 0.98},
     # A goal takes about 50 steps, but drives this slow show little of an action for long: it looks
     # only 10 steps ahead. As the HIWIN below, it reaches fewer goals, after twice the steps.
-    ("KukaReacher", "ppo"): _REACHER | {"steps": 20_000_000, "discount": 0.9, "gae_decay": 0.9},
+    ("KukaReacher", "ppo"): _REACHER
+    | {
+        "steps": 20_000_000,
+        "discount": 0.9,
+        "gae_decay": 0.9,
+        "schedule": "adaptive_cosine",
+        "cosine_iterations": 611,  # all of them
+    },
     # Goals behind it are only reached with the waist turned away, bent over its back. Where some
     # episodes start so it finds out in half the steps; looking as near as the KUKA it never did.
     ("HiwinReacher", "ppo"): _REACHER

@@ -135,10 +135,10 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
 
 
 def _check_schedule(run: Run, config: Any) -> None:
-    """Raises ValueError if the learning rate is zero long before the run ends."""
+    """Raises ValueError if learning ends long before the run does."""
     if (last := getattr(config, "decay_steps", None)) is not None:
         flag, an_iteration = f"--decay-steps {last}", config.gradient_steps
-    elif getattr(config, "schedule", None) == "cosine":
+    elif "cosine" in getattr(config, "schedule", ""):
         flag = f"--cosine-iterations {config.cosine_iterations}"
         an_iteration = config.steps_per_iteration
         last = config.cosine_iterations * an_iteration
@@ -146,8 +146,8 @@ def _check_schedule(run: Run, config: Any) -> None:
         return
     if run.steps > last + an_iteration:
         raise ValueError(
-            f"with {flag} the learning rate is zero from step {last:,} on, of {run.steps:,}: raise "
-            "it in a new run, or lower --steps"
+            f"with {flag} nothing is learnt from step {last:,} on, of {run.steps:,}: raise it in "
+            "a new run, or lower --steps"
         )
 
 

@@ -39,6 +39,7 @@ _POSITIVE = (
     *("num_envs", "horizon", "training_episode_steps", "epochs", "minibatches"),
     *("learning_rate", "critic_learning_rate", "cosine_iterations", "kl_stop"),
 )
+_SCHEDULES = ("adaptive", "adaptive_cosine", "cosine", "constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,9 @@ class Config:
         schedule scales both.
       schedule: "adaptive" holds the KL divergence of each epoch near `kl_target`, by factors of 1.5
         within [1e-6, 1e-2] (as rl_games; the divergence is from the policy that collected);
-        "cosine" falls to zero over `cosine_iterations`.
+        "cosine" falls to zero over `cosine_iterations`; in "adaptive_cosine" the target does.
       kl_target: nats.
-      cosine_iterations: iterations until the learning rate is zero.
+      cosine_iterations: iterations until the learning rate, or the target, is zero.
       value_coef: weight of the value's loss.
       entropy_coef: weight of the policy's entropy.
       bounds_coef: weight of the squared part of the mean action beyond +-1.1.
@@ -99,7 +100,7 @@ class Config:
     clip: float = 0.2
     learning_rate: float = 1e-3
     critic_learning_rate: float | None = None
-    schedule: Literal["adaptive", "cosine", "constant"] = "adaptive"
+    schedule: Literal["adaptive", "adaptive_cosine", "cosine", "constant"] = "adaptive"
     kl_target: float = 0.02
     cosine_iterations: int = 1000
     kl_stop: float = math.inf
@@ -132,10 +133,8 @@ class Config:
                 f"minibatches must divide num_envs * horizon = {self.steps_per_iteration}, "
                 f"got {self.minibatches}"
             )
-        if self.schedule not in ("adaptive", "cosine", "constant"):
-            raise ValueError(
-                f"unknown schedule {self.schedule!r}; valid: adaptive, cosine, constant"
-            )
+        if self.schedule not in _SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; valid: {', '.join(_SCHEDULES)}")
         if (steps := self.randomisation_steps) < 0:
             raise ValueError(f"randomisation_steps must not be negative, got {steps}")
         for name in ("discount", "gae_decay"):
@@ -427,15 +426,16 @@ def _optimise(
         learn = lambda state, rows: gradient_step(state, unpack(rows))
         state, metrics = jax.lax.scan(learn, state, minibatches)
         metrics = jax.tree.map(jnp.mean, metrics)
-        if config.schedule == "adaptive":
-            rate = _adapt(state.learning_rate, metrics["kl"], config.kl_target)
+        if config.schedule in ("adaptive", "adaptive_cosine"):
+            target = config.kl_target * (left if config.schedule == "adaptive_cosine" else 1.0)
+            rate = _adapt(state.learning_rate, metrics["kl"], target)
             state = state.replace(learning_rate=rate)
         return state, metrics
 
+    share = jnp.minimum(state.iteration / config.cosine_iterations, 1.0)
+    left = 0.5 * (1 + jnp.cos(jnp.pi * share))
     if config.schedule == "cosine":
-        share = jnp.minimum(state.iteration / config.cosine_iterations, 1.0)
-        rate = 0.5 * config.learning_rate * (1 + jnp.cos(jnp.pi * share))
-        state = state.replace(learning_rate=rate)
+        state = state.replace(learning_rate=config.learning_rate * left)
     keys = jax.random.split(key, config.epochs)
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(epoch, state, key)[1])
 
@@ -494,7 +494,7 @@ def _loss(
     }
 
 
-def _adapt(rate: jax.Array, kl: jax.Array, target: float) -> jax.Array:
+def _adapt(rate: jax.Array, kl: jax.Array, target: jax.Array | float) -> jax.Array:
     """Slower where the policy moved too far, faster where it hardly moved."""
     rate = jnp.where(kl > 2 * target, rate / 1.5, jnp.where(kl < target / 2, rate * 1.5, rate))
     return jnp.clip(rate, 1e-6, 1e-2)

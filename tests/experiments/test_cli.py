@@ -163,15 +163,19 @@ def test_flags_are_found_however_they_are_written():
     [
         (
             "--num-envs 8 --horizon 4 --schedule cosine --cosine-iterations 2 --steps 97",
-            "with --cosine-iterations 2 the learning rate is zero from step 64 on, of 97",
+            "with --cosine-iterations 2 nothing is learnt from step 64 on, of 97",
+        ),
+        (
+            "--num-envs 8 --horizon 4 --schedule adaptive_cosine --cosine-iterations 2 --steps 97",
+            "with --cosine-iterations 2 nothing is learnt from step 64 on, of 97",
         ),
         (
             "--algo bc --demos x --decay-steps 1000 --steps 1101",
-            "with --decay-steps 1000 the learning rate is zero from step 1,000 on, of 1,101",
+            "with --decay-steps 1000 nothing is learnt from step 1,000 on, of 1,101",
         ),
     ],
 )
-def test_steps_without_a_learning_rate_are_refused(argv, words, capsys):
+def test_steps_that_teach_nothing_are_refused(argv, words, capsys):
     assert words in refusal(train.main, [*REACHER, *argv.split()], capsys)
 
 

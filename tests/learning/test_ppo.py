@@ -503,6 +503,20 @@ def test_the_rate_falls_with_the_divergence_and_keeps_within_its_bounds():
     assert adapt(9e-3, 0.0) == pytest.approx(1e-2)
 
 
+def test_the_target_of_the_divergence_falls_to_zero():
+    options = dict(schedule="adaptive_cosine", cosine_iterations=20, kl_target=0.05)
+    options |= dict(epochs=1, minibatches=4)
+    _, metrics = train(make(NaNGuard(Tasks()), learning_rate=1e-2, **options), 70)
+    rate, expected = 1e-2, []
+    for i, kl in enumerate(metrics["kl"]):
+        target = 0.05 * (1 + np.cos(np.pi * min(i / 20, 1.0))) / 2
+        rate = float(ppo._adapt(jnp.float32(rate), kl, target))
+        expected.append(rate)
+    np.testing.assert_allclose(metrics["learning_rate"], expected, rtol=1e-5)
+    assert expected[5] > 1e-3
+    assert expected[-1] < 1e-5
+
+
 # --- the trainer ----------------------------------------------------------------------------------
 
 
@@ -555,7 +569,7 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"num_envs": 0}, "num_envs must be positive, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
         ({"minibatches": 3}, "minibatches must divide num_envs [*] horizon = 256, got 3"),
-        ({"schedule": "linear"}, "unknown schedule 'linear'; valid: adaptive, cosine, constant"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'; valid: adaptive, adaptive_cosine,"),
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
         ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
