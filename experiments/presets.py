@@ -29,7 +29,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     # A goal takes about 10 steps.
     ("UR10Reacher", "ppo"): _REACHER | {"steps": 15_000_000, "discount": 0.98},
     # A goal takes about 50 steps, but drives this slow show little of an action for long: it looks
-    # only 10 steps ahead. As the HIWIN below, it reaches fewer goals, after twice the steps.
+    # only 10 steps ahead. At a rate that doesn't fall its goals swing until the end.
     ("KukaReacher", "ppo"): _REACHER
     | {
         "steps": 20_000_000,

@@ -409,6 +409,11 @@ def _optimise(
     """Several epochs of shuffled minibatches, until the policy has moved far enough."""
     rows, unpack = pack(samples)
     n = len(rows)
+    share = jnp.minimum(state.iteration / config.cosine_iterations, 1.0)
+    left = 0.5 * (1 + jnp.cos(jnp.pi * share))
+    target = config.kl_target * (left if config.schedule == "adaptive_cosine" else 1.0)
+    if config.schedule == "cosine":
+        state = state.replace(learning_rate=config.learning_rate * left)
 
     def gradient_step(state: TrainState, minibatch: _Samples) -> tuple[TrainState, Metrics]:
         grads, metrics = jax.grad(_loss, has_aux=True)(state.params, network, config, minibatch)
@@ -426,16 +431,11 @@ def _optimise(
         learn = lambda state, rows: gradient_step(state, unpack(rows))
         state, metrics = jax.lax.scan(learn, state, minibatches)
         metrics = jax.tree.map(jnp.mean, metrics)
-        if config.schedule in ("adaptive", "adaptive_cosine"):
-            target = config.kl_target * (left if config.schedule == "adaptive_cosine" else 1.0)
+        if config.schedule.startswith("adaptive"):
             rate = _adapt(state.learning_rate, metrics["kl"], target)
             state = state.replace(learning_rate=rate)
         return state, metrics
 
-    share = jnp.minimum(state.iteration / config.cosine_iterations, 1.0)
-    left = 0.5 * (1 + jnp.cos(jnp.pi * share))
-    if config.schedule == "cosine":
-        state = state.replace(learning_rate=config.learning_rate * left)
     keys = jax.random.split(key, config.epochs)
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(epoch, state, key)[1])
 
