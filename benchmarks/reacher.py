@@ -117,10 +117,8 @@ def _train(options: Options, name: str, seed: int, run_dir: Path, expert: Estima
     variant = VARIANTS[name]
     begin = time.perf_counter()
     flags = ["--env", variant.env, *variant.flags]
-    run, _, config = train.parse(flags)
-    times = lambda value: str(math.ceil(options.budget * value))
-    flags += ["--steps", times(run.steps), "--cosine-iterations", times(config.cosine_iterations)]
-    flags += ["--seed", str(seed), "--run-dir", str(run_dir)]
+    steps = math.ceil(options.budget * train.parse(flags)[0].steps)
+    flags += ["--steps", str(steps), "--seed", str(seed), "--run-dir", str(run_dir)]
     flags += ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
     train.main([*flags, "--test-episodes", "1"])  # what counts is tested below
     seconds = time.perf_counter() - begin

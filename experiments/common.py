@@ -89,6 +89,25 @@ def make_trainer(
     return make(made, config)
 
 
+def scheduled(config: Any, steps: int) -> Any:
+    """An algorithm's `Config` whose schedule knows its end: that of the run, unless it says when.
+
+    Raises:
+      ValueError: if it ends before the run does.
+    """
+    schedule = getattr(config, "schedule", "cosine")  # clones have but one
+    if not hasattr(config, "decay_steps") or not schedule.endswith("cosine"):
+        return config
+    if config.decay_steps is None:
+        return dataclasses.replace(config, decay_steps=steps)
+    if config.decay_steps < steps:
+        raise ValueError(
+            f"with --decay-steps {config.decay_steps} nothing is learnt from there on, of {steps:,}"
+            " steps: raise it in a new run, or lower --steps"
+        )
+    return config
+
+
 def source_entry(algo: str, source: str | Path | None, run_dir: Path) -> dict[str, str]:
     """What `config.json` says of the source: its path from the run's folder, and what is there.
 

@@ -16,7 +16,6 @@ needs tenths of a millimetre of some centimetres, not of the table's width."""
 _PEG_HOLE_PAPER = {"observe_errors": False, "action": "pos"}
 
 _CLONING = {"steps": 20_000, "evaluate_every": 2_000}
-"""As long as a clone learns by default (`decay_steps`)."""
 
 GENERAL: dict[str, dict[str, Any]] = {"bc": _CLONING, "diffusion_bc": _CLONING}
 """By algorithm: for tasks without a preset."""
@@ -36,7 +35,6 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "discount": 0.9,
         "gae_decay": 0.9,
         "schedule": "adaptive_cosine",
-        "cosine_iterations": 611,  # all of them
     },
     # Goals behind it are only reached with the waist turned away, bent over its back. Where some
     # episodes start so it finds out in half the steps; looking as near as the KUKA it never did.
@@ -53,7 +51,6 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     | {
         "steps": 64_000,
         "evaluate_every": 64_000,
-        "decay_steps": 64_000,  # all of them: only once the rate has fallen is a clone precise
         "horizon": 4,
         "action_horizon": 4,
         "activation": "swish",
@@ -65,7 +62,6 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     | {
         "steps": 30_000,
         "evaluate_every": 10_000,
-        "decay_steps": 30_000,
         "objective": "flow",
         "temperature": 0.0,
         "horizon": 4,
@@ -81,18 +77,15 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "epochs": 8,
         "learning_rate": 5e-4,
         "schedule": "cosine",
-        "cosine_iterations": 31,  # all of them
         "init_log_std": -2.0,  # a step's target moves by less than a millimetre
     },
     # Twice the demonstrations, and more steps: for the last per cent.
     ("PegHole", "bc", "long"): {
         "steps": 128_000,
         "evaluate_every": 128_000,
-        "decay_steps": 128_000,
     },
     ("PegHole", "residual_ppo", "long"): {
         "steps": 1_200_000,
-        "cosine_iterations": 74,
     },
     # As robust-rearrangement trains (config/base_residual_rl.yaml and the peg's runs of BC); its
     # weight decay of 1e-6 and the actor's warm-up of 5 iterations are left out.
@@ -101,7 +94,6 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "steps": 5_000_000,
         "evaluate_every": 10_000,
         "gradient_steps": 1_000,
-        "decay_steps": 5_000_000,
         "warmup_steps": 10_000,
         "learning_rate": 1e-4,
         "objective": "epsilon",
@@ -124,7 +116,6 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
         "learning_rate": 3e-4,
         "critic_learning_rate": 5e-3,
         "schedule": "cosine",
-        "cosine_iterations": 4_882,  # all of them
         "kl_stop": 0.1,
         "init_log_std": -1.0,
     },

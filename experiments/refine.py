@@ -37,6 +37,7 @@ from experiments.common import (
     draw_learning_curve,
     load,
     make_trainer,
+    scheduled,
     source_entry,
 )
 from experiments.presets import check_preset, preset, refinement
@@ -222,16 +223,14 @@ def _train(
     values = preset(options.env, algo, options.preset)
     _, run, config = cli.distribute(values, type(task), _Budget, config_class)
     if stage == "refined" and options.steps is not None:
-        longer = options.steps / run["steps"]
-        if "cosine_iterations" in config:
-            config["cosine_iterations"] = math.ceil(longer * config["cosine_iterations"])
         run["steps"] = options.steps
     if (folder / rundir.RESULT).exists():
         result = json.loads((folder / rundir.RESULT).read_text())
         if result["episodes"] == options.test_episodes:
             return result
     print(f"stage {_STAGES.index(stage) + 2} of 3: {stage}", flush=True)
-    trainer = make_trainer(options.env, options.engine, task, algo, config_class(**config), source)
+    config = scheduled(config_class(**config), run["steps"])
+    trainer = make_trainer(options.env, options.engine, task, algo, config, source)
     names = {"env": options.env, "algo": algo, "engine": trainer.env.engine, "task": task}
     result = training.run(
         trainer,

@@ -20,6 +20,7 @@ from experiments.common import (
     algorithm,
     draw_learning_curve,
     make_trainer,
+    scheduled,
     show,
     source_entry,
 )
@@ -79,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, task, config = parse(argv)
     run_dir = run.run_dir or Path("runs", f"{run.env}-{run.algo}-{run.seed}")
     with cli.failing(ValueError, data.NoSuccess):
-        _check_schedule(run, config)
         source = _source(run)
+        config = scheduled(config, run.steps)
         trainer = make_trainer(run.env, run.engine, task, run.algo, config, source)
     names = {"env": run.env, "algo": run.algo, "engine": trainer.env.engine, "task": task}
     with cli.failing(training.RunError):
@@ -132,23 +133,6 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
         default = options(run, task(**values[1]), config(**values[2]))
     parsed = cli.parse(options, argv, _COMMAND, f"{__doc__}\n{known}", default)
     return parsed.run, parsed.task, parsed.algorithm
-
-
-def _check_schedule(run: Run, config: Any) -> None:
-    """Raises ValueError if learning ends long before the run does."""
-    if (last := getattr(config, "decay_steps", None)) is not None:
-        flag, an_iteration = f"--decay-steps {last}", config.gradient_steps
-    elif "cosine" in getattr(config, "schedule", ""):
-        flag = f"--cosine-iterations {config.cosine_iterations}"
-        an_iteration = config.steps_per_iteration
-        last = config.cosine_iterations * an_iteration
-    else:
-        return
-    if run.steps > last + an_iteration:
-        raise ValueError(
-            f"with {flag} nothing is learnt from step {last:,} on, of {run.steps:,}: raise it in "
-            "a new run, or lower --steps"
-        )
 
 
 def _source(run: Run) -> Path | str | None:

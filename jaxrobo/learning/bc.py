@@ -1,6 +1,7 @@
 """Behaviour cloning: a network learns to act as demonstrations do, a chunk of actions at a time."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,7 +39,8 @@ class CloningConfig:
       gradient_steps: in an iteration; a run's budget counts gradient steps.
       learning_rate: of AdamW, after the warm-up.
       warmup_steps: gradient steps in which the learning rate rises from zero.
-      decay_steps: gradient steps after which it has fallen to zero, as a cosine.
+      decay_steps: gradient steps after which it has fallen to zero, as a cosine; must be given, and
+        `experiments.train` gives all of the run.
       weight_decay: of AdamW.
       ema_decay: of the moving average of the parameters, with which the policy acts; 0 for none.
     """
@@ -50,7 +52,7 @@ class CloningConfig:
     gradient_steps: int = 100
     learning_rate: float = 1e-3
     warmup_steps: int = 500
-    decay_steps: int = 20_000
+    decay_steps: int | None = None
     weight_decay: float = 1e-6
     ema_decay: float = 0.0
 
@@ -64,9 +66,10 @@ class CloningConfig:
             )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not 0 <= self.warmup_steps < self.decay_steps:
+        decay = math.inf if self.decay_steps is None else self.decay_steps
+        if not 0 <= self.warmup_steps < decay:
             raise ValueError(
-                f"warmup_steps must be in 0 .. decay_steps - 1 = {self.decay_steps - 1}, "
+                f"warmup_steps must be in 0 .. decay_steps - 1 = {decay - 1}, "
                 f"got {self.warmup_steps}"
             )
         if not 0 <= self.ema_decay < 1:
@@ -137,7 +140,7 @@ class Model(NamedTuple):
     predict: Callable[[Params, jax.Array, Previous, jax.Array], jax.Array]
 
 
-def make(env: Env, demonstrations: Trajectories, config: Config | None = None) -> Trainer:
+def make(env: Env, demonstrations: Trajectories, config: Config) -> Trainer:
     """Makes behaviour cloning: an MLP predicts the chunk of actions, by the mean squared error.
 
     With `horizon` 1 it predicts one action a step.
@@ -149,8 +152,8 @@ def make(env: Env, demonstrations: Trajectories, config: Config | None = None) -
 
     Raises:
       DataError: if the demonstrations aren't of this environment.
+      ValueError: if the configuration doesn't say when the learning rate is at zero.
     """
-    config = config or Config()
     shape = config.horizon, env.action_size
     network = MLP((*config.hidden, shape[0] * shape[1]), config.activation, final_scale=0.01)
 
@@ -230,6 +233,8 @@ def clone(env: Env, demonstrations: Trajectories, config: CloningConfig, model: 
 
 
 def _make_optimiser(config: CloningConfig) -> optax.GradientTransformation:
+    if config.decay_steps is None:
+        raise ValueError("decay_steps is missing: when the learning rate is at zero")
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, config.decay_steps
     )

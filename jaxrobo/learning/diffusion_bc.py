@@ -80,7 +80,7 @@ class Config(CloningConfig):
             )
 
 
-def make(env: Env, demonstrations: Trajectories, config: Config | None = None) -> Trainer:
+def make(env: Env, demonstrations: Trajectories, config: Config) -> Trainer:
     """Makes Diffusion Policy.
 
     Args:
@@ -90,9 +90,9 @@ def make(env: Env, demonstrations: Trajectories, config: Config | None = None) -
 
     Raises:
       DataError: if the demonstrations aren't of this environment.
-      ValueError: if the horizon can't be halved between the levels of the UNet.
+      ValueError: if the configuration doesn't say when the learning rate is at zero, or the horizon
+        can't be halved between the levels of the UNet.
     """
-    config = config or Config()
     network = ConditionalUNet1D(config.widths)
     schedule = diffusion.squared_cosine(config.noise_levels)
     shape = config.horizon, env.action_size

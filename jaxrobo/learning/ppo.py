@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import chex
 import jax
@@ -23,6 +23,7 @@ from jaxrobo.learning.normaliser import (
     normalise,
     update_stats,
 )
+from jaxrobo.learning.schedules import Schedule, adapt, cosine
 from jaxrobo.learning.trainer import (
     Metrics,
     Trainer,
@@ -37,9 +38,8 @@ from jaxrobo.rollout import RolloutState, Transition
 
 _POSITIVE = (
     *("num_envs", "horizon", "training_episode_steps", "epochs", "minibatches"),
-    *("learning_rate", "critic_learning_rate", "cosine_iterations", "kl_stop"),
+    *("learning_rate", "critic_learning_rate", "decay_steps", "kl_stop"),
 )
-_SCHEDULES = ("adaptive", "adaptive_cosine", "cosine", "constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,10 @@ class Config:
         schedule scales both.
       schedule: "adaptive" holds the KL divergence of each epoch near `kl_target`, by factors of 1.5
         within [1e-6, 1e-2] (as rl_games; the divergence is from the policy that collected);
-        "cosine" falls to zero over `cosine_iterations`; in "adaptive_cosine" the target does.
+        "cosine" falls to zero over `decay_steps`; in "adaptive_cosine" the target does.
       kl_target: nats.
-      cosine_iterations: iterations until the learning rate, or the target, is zero.
+      decay_steps: control steps of all simulations until the learning rate, or the target, is zero;
+        schedules with a cosine need it, and `experiments.train` gives all of the run.
       value_coef: weight of the value's loss.
       entropy_coef: weight of the policy's entropy.
       bounds_coef: weight of the squared part of the mean action beyond +-1.1.
@@ -100,9 +101,9 @@ class Config:
     clip: float = 0.2
     learning_rate: float = 1e-3
     critic_learning_rate: float | None = None
-    schedule: Literal["adaptive", "adaptive_cosine", "cosine", "constant"] = "adaptive"
+    schedule: Schedule = "adaptive"
     kl_target: float = 0.02
-    cosine_iterations: int = 1000
+    decay_steps: int | None = None
     kl_stop: float = math.inf
     value_coef: float = 2.0
     entropy_coef: float = 0.0
@@ -133,8 +134,8 @@ class Config:
                 f"minibatches must divide num_envs * horizon = {self.steps_per_iteration}, "
                 f"got {self.minibatches}"
             )
-        if self.schedule not in _SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; valid: {', '.join(_SCHEDULES)}")
+        if self.schedule not in (valid := get_args(Schedule)):
+            raise ValueError(f"unknown schedule {self.schedule!r}; valid: {', '.join(valid)}")
         if (steps := self.randomisation_steps) < 0:
             raise ValueError(f"randomisation_steps must not be negative, got {steps}")
         for name in ("discount", "gae_decay"):
@@ -260,8 +261,8 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
       inputs: see `Trainer`.
 
     Raises:
-      ValueError: if the horizon isn't a multiple of the policy's period, or a simulator outside JAX
-        is to be cut short.
+      ValueError: if the horizon isn't a multiple of the policy's period, a simulator outside JAX is
+        to be cut short, or a schedule isn't told its end.
     """
     sampling = agent.act(False)
     _check(env, config, sampling.period)
@@ -327,6 +328,8 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
 
 
 def _check(env: Env, config: Config, period: int) -> None:
+    if config.decay_steps is None and config.schedule.endswith("cosine"):
+        raise ValueError(f"the schedule {config.schedule!r} needs decay_steps: when it's at zero")
     if config.horizon % period:
         raise ValueError(
             f"horizon must be a multiple of the {period} steps that a plan of the policy lasts, "
@@ -409,8 +412,9 @@ def _optimise(
     """Several epochs of shuffled minibatches, until the policy has moved far enough."""
     rows, unpack = pack(samples)
     n = len(rows)
-    share = jnp.minimum(state.iteration / config.cosine_iterations, 1.0)
-    left = 0.5 * (1 + jnp.cos(jnp.pi * share))
+    left = 1.0
+    if config.decay_steps is not None:
+        left = cosine(state.iteration / math.ceil(config.decay_steps / config.steps_per_iteration))
     target = config.kl_target * (left if config.schedule == "adaptive_cosine" else 1.0)
     if config.schedule == "cosine":
         state = state.replace(learning_rate=config.learning_rate * left)
@@ -432,7 +436,7 @@ def _optimise(
         state, metrics = jax.lax.scan(learn, state, minibatches)
         metrics = jax.tree.map(jnp.mean, metrics)
         if config.schedule.startswith("adaptive"):
-            rate = _adapt(state.learning_rate, metrics["kl"], target)
+            rate = adapt(state.learning_rate, metrics["kl"], target)
             state = state.replace(learning_rate=rate)
         return state, metrics
 
@@ -492,9 +496,3 @@ def _loss(
         "kl": kl,
         "clip_fraction": average(jnp.abs(ratio - 1) > config.clip),
     }
-
-
-def _adapt(rate: jax.Array, kl: jax.Array, target: jax.Array | float) -> jax.Array:
-    """Slower where the policy moved too far, faster where it hardly moved."""
-    rate = jnp.where(kl > 2 * target, rate / 1.5, jnp.where(kl < target / 2, rate * 1.5, rate))
-    return jnp.clip(rate, 1e-6, 1e-2)

@@ -7,7 +7,7 @@ base's action at every step, and what it adds is small, and zero at first.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from jaxrobo.data import Normaliser, named, network_input, normalise
 from jaxrobo.env import Env
 from jaxrobo.learning import ppo
+from jaxrobo.learning.schedules import Schedule
 from jaxrobo.learning.trainer import Trainer
 from jaxrobo.networks import observation_size
 from jaxrobo.policy import Params, Policy, gaussian, residual
@@ -38,7 +39,7 @@ class Config(ppo.Config):
     discount: float = 0.99
     learning_rate: float = 3e-4
     critic_learning_rate: float | None = 1e-3
-    schedule: Literal["adaptive", "cosine", "constant"] = "constant"
+    schedule: Schedule = "constant"
     kl_stop: float = 0.1
     value_coef: float = 0.5
     clip_values: bool = False

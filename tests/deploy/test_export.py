@@ -54,7 +54,7 @@ def demos():
 
 
 def bc_policy(demos, **options):
-    trainer = bc.make(Aim(), demos, bc.Config(hidden=(16, 16), **options))
+    trainer = bc.make(Aim(), demos, bc.Config(hidden=(16, 16), decay_steps=1000, **options))
     learned = trainer.learned(trainer.init(KEY, trainer.inputs))
     return trainer, {**learned, "network": shaken(learned["network"])}
 
@@ -163,7 +163,7 @@ def test_stablehlo_is_the_original(algorithm, demos, tmp_path):
 
 
 def test_only_feed_forward_networks_are_exported(demos):
-    config = diffusion_bc.Config(widths=(8,), horizon=4, action_horizon=4)
+    config = diffusion_bc.Config(widths=(8,), horizon=4, action_horizon=4, decay_steps=1000)
     trainer = diffusion_bc.make(Aim(), demos, config)
     with pytest.raises(ValueError, match="diffusion_bc is no feed-forward network; valid: bc, ppo"):
         extract(trainer, {})

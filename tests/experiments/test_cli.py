@@ -11,7 +11,7 @@ import pytest
 
 import envs
 from experiments import cli, evaluate, refine, train
-from experiments.common import ALGORITHMS, load
+from experiments.common import ALGORITHMS, load, scheduled
 from experiments.presets import PRESETS, REFINEMENTS, preset
 from jaxrobo import rendering, training
 from jaxrobo.rollout import episode_key
@@ -162,16 +162,16 @@ def test_flags_are_found_however_they_are_written():
     ("argv", "words"),
     [
         (
-            "--num-envs 8 --horizon 4 --schedule cosine --cosine-iterations 2 --steps 97",
-            "with --cosine-iterations 2 nothing is learnt from step 64 on, of 97",
+            "--schedule cosine --decay-steps 64 --steps 65",
+            "with --decay-steps 64 nothing is learnt from there on, of 65 steps",
         ),
         (
-            "--num-envs 8 --horizon 4 --schedule adaptive_cosine --cosine-iterations 2 --steps 97",
-            "with --cosine-iterations 2 nothing is learnt from step 64 on, of 97",
+            "--schedule adaptive_cosine --decay-steps 64 --steps 65",
+            "with --decay-steps 64 nothing is learnt from there on, of 65 steps",
         ),
         (
-            "--algo bc --demos x --decay-steps 1000 --steps 1101",
-            "with --decay-steps 1000 nothing is learnt from step 1,000 on, of 1,101",
+            "--algo bc --demos x --decay-steps 1000 --steps 1001",
+            "with --decay-steps 1000 nothing is learnt from there on, of 1,001 steps",
         ),
     ],
 )
@@ -179,10 +179,20 @@ def test_steps_that_teach_nothing_are_refused(argv, words, capsys):
     assert words in refusal(train.main, [*REACHER, *argv.split()], capsys)
 
 
-@pytest.mark.parametrize("algo", ["bc", "diffusion_bc"])
-def test_a_clone_trains_as_long_as_it_learns_without_a_preset(algo):
-    run, _, config = train.parse([*REACHER, "--algo", algo])
-    assert run.steps == config.decay_steps
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--algo bc --steps 700", 700),
+        ("--algo diffusion_bc", 20_000),
+        ("--algo bc --steps 700 --decay-steps 900", 900),
+        ("--schedule cosine --steps 700", 700),
+        ("--schedule adaptive_cosine --steps 700", 700),
+        ("--schedule adaptive --steps 700", None),  # so that it can go on
+    ],
+)
+def test_a_schedule_lasts_as_long_as_the_run_unless_it_says_when_it_ends(flags, expected):
+    run, _, config = train.parse([*REACHER, *flags.split()])
+    assert scheduled(config, run.steps).decay_steps == expected
 
 
 def test_a_stage_of_a_refinement_has_its_presets(capsys):

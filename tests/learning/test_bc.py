@@ -108,7 +108,7 @@ def scribe(predict):
 
 def acts(demos, predict, steps, **horizons):
     """What a scribe does, normalised, `[episodes, steps]`, and the transitions."""
-    config = bc.Config(horizon=4, **horizons)
+    config = bc.Config(horizon=4, decay_steps=1000, **horizons)
     trainer = bc.clone(ENV, demos, config, scribe(predict))
     state = trainer.init(KEY, trainer.inputs)
     batch = play(trainer, trainer.policy(state)[1], steps)
@@ -138,7 +138,7 @@ def test_past_observations_are_seen_the_first_again_and_again(demos):
 
 
 def test_training_sees_the_same_past(demos):
-    config = bc.Config(horizon=4, action_horizon=2, obs_horizon=3, hidden=())
+    config = bc.Config(horizon=4, action_horizon=2, obs_horizon=3, hidden=(), decay_steps=1000)
     inputs = bc.make(ENV, demos, config).inputs
     time = data.denormalise(inputs.normaliser, "time", inputs.observation[:, 1])
     np.testing.assert_allclose(time[inputs.obs_rows[:3]], [[0, 0, 0], [0, 0, 1], [0, 1, 2]])
@@ -185,20 +185,26 @@ def test_wrong_options_are_named(options, message):
         bc.Config(**options)
 
 
+def test_a_schedule_without_an_end_is_refused(demos):
+    with pytest.raises(ValueError, match="decay_steps is missing"):
+        bc.make(ENV, demos, bc.Config())
+
+
 def test_demonstrations_of_another_environment_are_refused(demos):
+    config = bc.Config(**FAST)
     with pytest.raises(data.DataError, match="env is 'Aim' there, 'Walk' here"):
-        bc.make(Walk(), demos)
+        bc.make(Walk(), demos, config)
     unknown = demos.replace(metadata=data.Metadata())
     with pytest.raises(data.DataError, match="no observation 'obs', which Walk shows"):
-        bc.make(Walk(), unknown)
+        bc.make(Walk(), unknown, config)
     wide = demos.replace(action=np.repeat(demos.action, 2, axis=1))
     with pytest.raises(data.DataError, match="the actions have width 2, expected 1 for Aim"):
-        bc.make(ENV, wide)
+        bc.make(ENV, wide, config)
 
 
 def test_what_the_environment_does_not_show_is_left_out(demos):
     more = demos.replace(obs={**demos.obs, "colour": np.zeros((demos.steps, 3), np.float32)})
-    config = bc.Config(horizon=1, action_horizon=1, hidden=())
+    config = bc.Config(horizon=1, action_horizon=1, hidden=(), decay_steps=1000)
     plain, same = (bc.make(ENV, d, config).inputs for d in (demos, more))
     jax.tree.map(np.testing.assert_array_equal, plain, same)
     walk = dataclasses.replace(demos, obs={"obs": np.zeros((demos.steps, 2), np.float32)})

@@ -11,7 +11,7 @@ import pytest
 
 from jaxrobo.distributions import normal_log_prob
 from jaxrobo.env import NaNGuard, TimeLimit
-from jaxrobo.learning import ppo
+from jaxrobo.learning import ppo, schedules
 from jaxrobo.learning.normaliser import denormalise, init_stats, normalise
 from jaxrobo.learning.trainer import episode_metrics
 from jaxrobo.networks import ActorCritic, flatten_observation
@@ -103,7 +103,7 @@ def test_broken_simulations_are_counted_and_never_reach_statistics_or_gradients(
 @pytest.fixture(scope="module")
 def cosine():
     """PPO on a task that never ends, with two trunks."""
-    options = dict(schedule="cosine", cosine_iterations=80, shared_trunk=False)
+    options = dict(schedule="cosine", decay_steps=80 * 32 * 8, shared_trunk=False)
     return make(endless(4), discount=0.9, learning_rate=1e-2, **options)
 
 
@@ -495,7 +495,7 @@ def test_the_rate_adapts_once_an_epoch_by_factors_of_one_and_a_half(tasks):
 
 
 def test_the_rate_falls_with_the_divergence_and_keeps_within_its_bounds():
-    adapt = lambda rate, kl: float(ppo._adapt(jnp.float32(rate), jnp.float32(kl), 0.02))
+    adapt = lambda rate, kl: float(schedules.adapt(jnp.float32(rate), jnp.float32(kl), 0.02))
     assert adapt(1e-3, 0.05) == pytest.approx(1e-3 / 1.5)
     assert adapt(1e-3, 0.039) == adapt(1e-3, 0.011) == pytest.approx(1e-3)
     assert adapt(1e-3, 0.009) == pytest.approx(1.5e-3)
@@ -504,13 +504,13 @@ def test_the_rate_falls_with_the_divergence_and_keeps_within_its_bounds():
 
 
 def test_the_target_of_the_divergence_falls_to_zero():
-    options = dict(schedule="adaptive_cosine", cosine_iterations=20, kl_target=0.05)
+    options = dict(schedule="adaptive_cosine", decay_steps=20 * 8 * 32, kl_target=0.05)
     options |= dict(epochs=1, minibatches=4)
     _, metrics = train(make(NaNGuard(Tasks()), learning_rate=1e-2, **options), 70)
     rate, expected = 1e-2, []
     for i, kl in enumerate(metrics["kl"]):
         target = 0.05 * (1 + np.cos(np.pi * min(i / 20, 1.0))) / 2
-        rate = float(ppo._adapt(jnp.float32(rate), kl, target))
+        rate = float(schedules.adapt(jnp.float32(rate), kl, target))
         expected.append(rate)
     np.testing.assert_allclose(metrics["learning_rate"], expected, rtol=1e-5)
     assert expected[5] > 1e-3
@@ -573,7 +573,7 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
         ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
-        ({"cosine_iterations": 0}, "cosine_iterations must be positive, got 0"),
+        ({"decay_steps": 0}, "decay_steps must be positive, got 0"),
         (
             {"critic_learning_rate": 0.0, "shared_trunk": False},
             "critic_learning_rate must be positive, got 0.0",
@@ -586,3 +586,9 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make(Tasks(), **options)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "adaptive_cosine"])
+def test_a_schedule_without_an_end_is_refused(schedule):
+    with pytest.raises(ValueError, match=f"'{schedule}' needs decay_steps"):
+        make(Tasks(), schedule=schedule)

@@ -33,7 +33,7 @@ def normaliser(demos):
 
 def bases(name, demos):
     """A base policy by name, untrained: what it does matters to nobody."""
-    small = dict(action_horizon=2, gradient_steps=1, batch=4)
+    small = dict(action_horizon=2, gradient_steps=1, batch=4, decay_steps=1000)
     if name == "script":
         return residual_ppo.Base(aiming(0.3), (), data.fit(demos))
     if name == "mlp":
