@@ -16,7 +16,9 @@ import tyro
 import envs
 from benchmarks.browser import MISSING, Browser
 from benchmarks.common import report
-from jaxrobo.policy import uniform
+from envs import trained
+from jaxrobo.env import Env
+from jaxrobo.policy import Params, Policy, uniform
 from jaxrobo.viewer import Player
 from jaxrobo.viewer.page import Page
 
@@ -61,7 +63,8 @@ class Options:
 
     Attributes:
       env: the environment.
-      policy: what acts: the scripted expert or random actions.
+      policy: what acts: the policy that comes with the environment and acts on the page if nobody
+        says otherwise, the scripted expert, or random actions.
       num_envs: simulations on the page.
       renderer: what draws in the browser: SwiftShader, or Mesa, which may use a GPU.
       seconds: how long to count.
@@ -69,7 +72,7 @@ class Options:
     """
 
     env: str = "DofbotReacher"
-    policy: Literal["expert", "random"] = "expert"
+    policy: Literal["trained", "expert", "random"] = "trained"
     num_envs: int = 64
     renderer: Literal["swiftshader", "mesa"] = "swiftshader"
     seconds: float = 20.0
@@ -81,8 +84,8 @@ def main(options: Options) -> None:
     if MISSING:
         raise SystemExit(MISSING)
     env = envs.make(options.env)
-    policy = env.expert() if options.policy == "expert" else uniform(env.action_size)
-    page = Page(Player(env, policy, (), options.num_envs), options.env, port=0)
+    policy, params = _policy(options, env)
+    page = Page(Player(env, policy, params, options.num_envs), options.env, port=0)
     page.run(1.0)
     player = threading.Thread(target=page.run, daemon=True)
     player.start()
@@ -103,6 +106,16 @@ def main(options: Options) -> None:
         page.close()
     row = {"env": options.env, "policy": options.policy, "simulations": options.num_envs} | row
     report("Frames a second of the live page", [row], options.out)
+
+
+def _policy(options: Options, env: Env) -> tuple[Policy, Params]:
+    if options.policy == "random":
+        return uniform(env.action_size), ()
+    if options.policy == "expert":
+        return env.expert(), ()
+    if (name := trained.find(options.env, env.unwrapped.config)) is None:
+        raise SystemExit(f"no trained policy comes with {options.env}; see --policy")
+    return trained.load(name, env)
 
 
 def _measure(page: Page, browser: Browser, seconds: float) -> dict[str, float]:

@@ -14,10 +14,14 @@ from jaxrobo.viewer import shapes
 from jaxrobo.viewer.player import Player
 from jaxrobo.viewer.session import Frame
 
-_SIDES = (24, 16, 12, 8)
-"""Of what is round; the most that keep to `_MAX_VERTICES`, or else the fewest."""
+_ERRORS = (1 / 4000, 1 / 2000, 1 / 1000, 1 / 500, 1 / 250)
+"""How far a side may be inside what is round, as shares of the model's extent; the least that keeps
+to `_MAX_VERTICES`, or else the largest."""
 
-_MAX_VERTICES = 30_000
+_SIDES = (5, 32)
+"""The fewest and the most."""
+
+_MAX_VERTICES = 20_000
 """In all simulations."""
 
 
@@ -34,18 +38,21 @@ def make_batches(server: Any, player: Player, frame: Frame, places: np.ndarray) 
       A batch for every part.
     """
     model, looks = player.env.visual_model, player.looks
-    for sides in _SIDES:
-        meshes = [part_mesh(model, part, sides) for part in looks]
+    for error in _ERRORS:
+        meshes = [part_mesh(model, part, error * model.stat.extent) for part in looks]
         if player.num_envs * sum(len(mesh.vertices) for mesh in meshes) <= _MAX_VERTICES:
             break
     return [Batch(server, player, i, mesh, frame, places) for i, mesh in enumerate(meshes)]
 
 
-def part_mesh(model: mujoco.MjModel, part: shapes.Part, sides: int) -> trimesh.Trimesh:
-    """A coloured mesh of a part in its body's frame, m; what is round has so many sides."""
+def part_mesh(model: mujoco.MjModel, part: shapes.Part, error: float) -> trimesh.Trimesh:
+    """A coloured mesh of a part in its body's frame, m.
+
+    Sides of what is round are off it by at most the error, m, but have their limits (`_SIDES`).
+    """
     meshes = []
     for piece in part.pieces:
-        mesh = _piece_mesh(model, piece, sides)
+        mesh = _piece_mesh(model, piece, error)
         mesh.apply_transform(trimesh.transformations.quaternion_matrix(piece.quat))
         mesh.apply_translation(piece.pos)
         mesh.visual.vertex_colors = np.append(_linear(piece.rgba[:3]), piece.rgba[3])
@@ -81,7 +88,7 @@ class Batch:
         """
         part, self._index = player.looks[index], index
         body = player.env.visual_model.body(part.body).name.replace("/", " ")
-        pos, quat = self._poses(frame, places)
+        self._pos, self._quat = pos, quat = self._poses(frame, places)
         self.handle = server.scene.add_batched_glb(
             f"/simulations/{index} {body}",
             _gltf(mesh, part.opaque),
@@ -93,13 +100,16 @@ class Batch:
         )
 
     def move(self, frame: Frame, places: np.ndarray) -> None:
-        """Puts it where it is now.
+        """Puts it where it is now; what stays where it was isn't sent.
 
         Args:
           frame: where that is, in the simulations' own coordinates.
           places: where each simulation stands, m. [n, 3]
         """
-        self.handle.batched_positions, self.handle.batched_wxyzs = self._poses(frame, places)
+        pos, quat = self._poses(frame, places)
+        if not np.array_equal(pos, self._pos) or not np.array_equal(quat, self._quat):
+            self.handle.batched_positions, self.handle.batched_wxyzs = pos, quat
+            self._pos, self._quat = pos, quat
 
     def _poses(self, frame: Frame, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions `[n, 3]`, m, and orientations `[n, 4]`, wxyz."""
@@ -107,24 +117,31 @@ class Batch:
         return pos.astype(np.float32), frame.quat[:, self._index].astype(np.float32)
 
 
-def _piece_mesh(model: mujoco.MjModel, piece: shapes.Piece, sides: int) -> trimesh.Trimesh:
+def _piece_mesh(model: mujoco.MjModel, piece: shapes.Piece, error: float) -> trimesh.Trimesh:
     radius, _, half = piece.size
+    n = _sides(piece.size[:2].max(), error)
     match piece.form:
         case shapes.BOX:
             return trimesh.creation.box(2 * piece.size)
         case shapes.CYLINDER:
-            angle = 2 * np.pi * np.arange(sides) / sides
+            angle = 2 * np.pi * np.arange(n) / n
             x, y = radius * np.cos(angle), radius * np.sin(angle)
-            rims = [np.stack([x, y, np.full(sides, z)], axis=1) for z in (-half, half)]
+            rims = [np.stack([x, y, np.full(n, z)], axis=1) for z in (-half, half)]
             return trimesh.convex.convex_hull(np.concatenate(rims))
         case shapes.CAPSULE:
-            unit = trimesh.creation.capsule(2 * half / radius, 1.0, count=[sides // 2, sides])
+            unit = trimesh.creation.capsule(2 * half / radius, 1.0, count=[(n + 1) // 2, n])
             return unit.apply_scale(radius)  # as trimesh leaves out faces below 1e-8 m^2
         case shapes.SPHERE:
-            angle = np.linspace(-np.pi / 2, np.pi / 2, sides // 2 + 1)
+            angle = np.linspace(-np.pi / 2, np.pi / 2, (n + 1) // 2 + 1)
             profile = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            return trimesh.creation.revolve(profile, sections=sides).apply_scale(piece.size)
+            return trimesh.creation.revolve(profile, sections=n).apply_scale(piece.size)
     return trimesh.Trimesh(*shapes.mesh(model, piece.form))
+
+
+def _sides(radius: float, error: float) -> int:
+    """How many sides within a circle are off it by at most the error, both m."""
+    enough = np.pi / np.arccos(1 - min(error / radius, 1.0))
+    return int(np.clip(np.ceil(enough), *_SIDES))
 
 
 def _gltf(mesh: trimesh.Trimesh, opaque: bool) -> bytes:
