@@ -31,7 +31,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     # only 10 steps ahead. At a rate that doesn't fall its goals swing until the end.
     ("KukaReacher", "ppo"): _REACHER
     | {
-        "steps": 26_000_000,
+        "steps": 20_000_000,  # where the target falls later, some seeds unlearn and stay at 9 goals
         "discount": 0.9,
         "gae_decay": 0.9,
         "schedule": "adaptive_cosine",
@@ -40,7 +40,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     # episodes start so it finds out in half the steps; looking as near as the KUKA it never did.
     ("HiwinReacher", "ppo"): _REACHER
     | {
-        "steps": 56_000_000,
+        "steps": 48_000_000,
         "schedule": "adaptive_cosine",
         "reset_noise": 1.0,
         "training_episode_steps": 150,
