@@ -129,7 +129,7 @@ def _piece_mesh(model: mujoco.MjModel, piece: shapes.Piece, error: float) -> tri
             rims = [np.stack([x, y, np.full(n, z)], axis=1) for z in (-half, half)]
             return trimesh.convex.convex_hull(np.concatenate(rims))
         case shapes.CAPSULE:
-            unit = trimesh.creation.capsule(2 * half / radius, 1.0, count=[(n + 1) // 2, n])
+            unit = trimesh.creation.capsule(2 * half / radius, 1.0, count=[n // 2, n])
             return unit.apply_scale(radius)  # as trimesh leaves out faces below 1e-8 m^2
         case shapes.SPHERE:
             angle = np.linspace(-np.pi / 2, np.pi / 2, (n + 1) // 2 + 1)
