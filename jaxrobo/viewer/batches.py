@@ -18,7 +18,7 @@ _ERRORS = (1 / 4000, 1 / 2000, 1 / 1000, 1 / 500, 1 / 250)
 """How far a side may be inside what is round, as shares of the model's extent; the least that keeps
 to `_MAX_VERTICES`, or else the largest."""
 
-_SIDES = (5, 32)
+_SIDES = (4, 32)
 """The fewest and the most."""
 
 _MAX_VERTICES = 20_000
