@@ -16,9 +16,7 @@ import tyro
 import envs
 from benchmarks.browser import MISSING, Browser
 from benchmarks.common import report
-from envs import trained
-from jaxrobo.env import Env
-from jaxrobo.policy import Params, Policy, uniform
+from experiments import play
 from jaxrobo.viewer import Player
 from jaxrobo.viewer.page import Page
 
@@ -63,8 +61,7 @@ class Options:
 
     Attributes:
       env: the environment.
-      policy: what acts: the policy that comes with the environment and acts on the page if nobody
-        says otherwise, the scripted expert, or random actions.
+      policy: what acts, as `experiments.play` takes it.
       num_envs: simulations on the page.
       renderer: what draws in the browser: SwiftShader, or Mesa, which may use a GPU.
       seconds: how long to count.
@@ -72,7 +69,7 @@ class Options:
     """
 
     env: str = "DofbotReacher"
-    policy: Literal["trained", "expert", "random"] = "trained"
+    policy: Literal["trained", "expert", "random", "zero"] | None = None
     num_envs: int = 64
     renderer: Literal["swiftshader", "mesa"] = "swiftshader"
     seconds: float = 20.0
@@ -83,19 +80,20 @@ def main(options: Options) -> None:
     """Prints the table."""
     if MISSING:
         raise SystemExit(MISSING)
-    env = envs.make(options.env)
-    policy, params = _policy(options, env)
-    page = Page(Player(env, policy, params, options.num_envs), options.env, port=0)
+    asked = play.Options(env=options.env, policy=options.policy)
+    loaded = play.load(asked, envs.config_class(options.env)())
+    player = Player(loaded.env, loaded.policy, loaded.params, options.num_envs)
+    page = Page(player, options.env, port=0)
     page.run(1.0)
-    player = threading.Thread(target=page.run, daemon=True)
-    player.start()
+    playing = threading.Thread(target=page.run, daemon=True)
+    playing.start()
     renderer = options.renderer
     try:
         with tempfile.TemporaryDirectory() as profile, Browser(profile, renderer) as browser:
             browser.open(page.url)
             began = time.monotonic()
             while "taken over" not in (text := browser.run("return document.body.innerText")):
-                if not player.is_alive() or time.monotonic() > began + _PATIENCE:
+                if not playing.is_alive() or time.monotonic() > began + _PATIENCE:
                     raise SystemExit(f"the page doesn't start; it shows: {text!r}")
                 time.sleep(0.5)
             time.sleep(_SETTLING)
@@ -104,18 +102,8 @@ def main(options: Options) -> None:
             row |= _measure(page, browser, options.seconds)
     finally:
         page.close()
-    row = {"env": options.env, "policy": options.policy, "simulations": options.num_envs} | row
+    row = {"env": options.env, "policy": loaded.acts, "simulations": options.num_envs} | row
     report("Frames a second of the live page", [row], options.out)
-
-
-def _policy(options: Options, env: Env) -> tuple[Policy, Params]:
-    if options.policy == "random":
-        return uniform(env.action_size), ()
-    if options.policy == "expert":
-        return env.expert(), ()
-    if (name := trained.find(options.env, env.unwrapped.config)) is None:
-        raise SystemExit(f"no trained policy comes with {options.env}; see --policy")
-    return trained.load(name, env)
 
 
 def _measure(page: Page, browser: Browser, seconds: float) -> dict[str, float]:

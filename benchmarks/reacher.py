@@ -12,7 +12,6 @@ test episodes.
 
 import dataclasses
 import json
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -117,7 +116,7 @@ def _train(options: Options, name: str, seed: int, run_dir: Path, expert: Estima
     variant = VARIANTS[name]
     begin = time.perf_counter()
     flags = ["--env", variant.env, *variant.flags]
-    steps = math.ceil(options.budget * train.parse(flags)[0].steps)
+    steps = round(options.budget * train.parse(flags)[0].steps)
     flags += ["--steps", str(steps), "--seed", str(seed), "--run-dir", str(run_dir)]
     flags += ["--resume"] if (run_dir / rundir.CONFIG).exists() else []
     train.main([*flags, "--test-episodes", "1"])  # what counts is tested below

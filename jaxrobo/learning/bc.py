@@ -1,7 +1,6 @@
 """Behaviour cloning: a network learns to act as demonstrations do, a chunk of actions at a time."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,10 +65,11 @@ class CloningConfig:
             )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        decay = math.inf if self.decay_steps is None else self.decay_steps
-        if not 0 <= self.warmup_steps < decay:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if self.decay_steps is not None and self.warmup_steps >= self.decay_steps:
             raise ValueError(
-                f"warmup_steps must be in 0 .. decay_steps - 1 = {decay - 1}, "
+                f"warmup_steps must be in 0 .. decay_steps - 1 = {self.decay_steps - 1}, "
                 f"got {self.warmup_steps}"
             )
         if not 0 <= self.ema_decay < 1:

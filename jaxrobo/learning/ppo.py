@@ -136,6 +136,8 @@ class Config:
             )
         if self.schedule not in (valid := get_args(Schedule)):
             raise ValueError(f"unknown schedule {self.schedule!r}; valid: {', '.join(valid)}")
+        if self.decay_steps is not None and not self.schedule.endswith("cosine"):
+            raise ValueError(f"the schedule {self.schedule!r} has no end: decay_steps must be None")
         if (steps := self.randomisation_steps) < 0:
             raise ValueError(f"randomisation_steps must not be negative, got {steps}")
         for name in ("discount", "gae_decay"):

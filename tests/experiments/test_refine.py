@@ -21,9 +21,7 @@ from tests.experiments import coin
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-CLONING = dict(
-    horizon=2, action_horizon=2, batch=4, gradient_steps=2, warmup_steps=1, decay_steps=16
-)
+CLONING = dict(horizon=2, action_horizon=2, batch=4, gradient_steps=2, warmup_steps=1)
 BUDGET = dict(evaluation_episodes=4, patience=None)
 TINY = {
     ("Coin", "bc"): CLONING

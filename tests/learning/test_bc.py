@@ -176,6 +176,7 @@ def test_a_plan_beyond_the_demonstrated_actions_is_clipped(demos):
         ({"horizon": 4}, "action_horizon must be at most horizon, 4, got 8"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
         ({"warmup_steps": 7, "decay_steps": 7}, "in 0 .. decay_steps - 1 = 6, got 7"),
+        ({"warmup_steps": -1}, "warmup_steps must not be negative, got -1"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
     ],

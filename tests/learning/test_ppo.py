@@ -574,6 +574,7 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
         ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
         ({"decay_steps": 0}, "decay_steps must be positive, got 0"),
+        ({"decay_steps": 9}, "schedule 'adaptive' has no end: decay_steps must be None"),
         (
             {"critic_learning_rate": 0.0, "shared_trunk": False},
             "critic_learning_rate must be positive, got 0.0",
