@@ -38,14 +38,16 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     },
     # Goals behind it are only reached with the waist turned away, bent over its back. Where some
     # episodes start so it finds out in half the steps; looking as near as the KUKA it never did.
+    # Actions held for 4 steps move the slow drives: it takes a third of the steps to 9 goals.
     ("HiwinReacher", "ppo"): _REACHER
     | {
-        "steps": 48_000_000,
+        "steps": 64_000_000,
         "schedule": "adaptive_cosine",
         "reset_noise": 1.0,
         "training_episode_steps": 150,
+        "action_repeat": 4,
         "horizon": 32,
-        "discount": 0.98,
+        "discount": 0.93,  # of 4 steps
         "hidden": (128, 128),
     },
     ("PegHole", "bc"): _PEG_HOLE

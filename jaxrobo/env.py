@@ -297,6 +297,45 @@ class TimeLimit(Wrapper):
         )
 
 
+class ActionRepeat(Wrapper):
+    """Holds each action for `times` control steps, of which it makes one step.
+
+    Rewards and metrics add up, and `metrics["length"]` counts the control steps. An episode that
+    ends on the way stays as it ended.
+    """
+
+    def __init__(self, env: Env, times: int) -> None:
+        """Raises ValueError if `times` isn't positive."""
+        if times < 1:
+            raise ValueError(f"an action must last at least 1 step, got {times}")
+        super().__init__(env)
+        self._times = times
+
+    def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
+        """See `Env.reset`."""
+        state = self.env.reset(key, model)
+        return state.replace(metrics={**state.metrics, "length": jnp.zeros(())})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """See `Env.step`."""
+
+        def once(state: State) -> State:
+            new = self.env.step(state, action)
+            return new.replace(metrics={**new.metrics, "length": jnp.ones(())})
+
+        def again(state: State, _: None) -> tuple[State, tuple]:
+            live = state.done == 0
+            new = once(state)
+            gains = jax.tree.map(lambda x: jnp.where(live, x, 0), (new.reward, new.metrics))
+            return jax.tree.map(lambda n, o: jnp.where(live, n, o), new, state), gains
+
+        first = once(state)
+        state, gains = jax.lax.scan(again, first, length=self._times - 1)
+        add = lambda x, more: x + more.sum(0)
+        reward, metrics = jax.tree.map(add, (first.reward, first.metrics), gains)
+        return state.replace(reward=reward, metrics=metrics)
+
+
 class NaNGuard(Wrapper):
     """Refuses actions of a wrong shape; ends an episode whose numbers are no longer finite.
 

@@ -190,7 +190,11 @@ def _step(
 
 
 def add_to_episode(episode: dict[str, jax.Array], state: State) -> dict[str, jax.Array]:
-    """The sums of an episode, `RolloutState.episode`, after one more step."""
+    """The sums of an episode, `RolloutState.episode`, after one more step.
+
+    A step counts 1 in "length", unless the environment's metrics say how many it's made of
+    (`jaxrobo.env.ActionRepeat`).
+    """
     step = {"reward": state.reward, "length": jnp.ones(()), **state.metrics}
     return {k: v + step[k] for k, v in episode.items()}
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrobo.env import (
+    ActionRepeat,
     AutoReset,
     Env,
     Metric,
@@ -124,6 +125,40 @@ def test_a_terminal_state_at_the_time_limit_is_not_truncated():
 def test_time_limit_must_be_positive():
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         TimeLimit(Walk(), 0)
+
+
+# --- action repeat --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_action_is_held_and_what_it_brings_adds_up(times):
+    env, each = ActionRepeat(Walk(), times), Walk()
+    state, single = env.reset(KEY), each.reset(KEY)
+    assert state.metrics == {"moved": 0, "length": 0}
+    for action in (jnp.full(1, 0.1), jnp.full(1, -0.2)):
+        reward = 0.0
+        for _ in range(times):
+            single = each.step(single, action)
+            reward += single.reward
+        state = jax.jit(env.step)(state, action)
+        np.testing.assert_allclose(state.obs, single.obs, rtol=1e-6)
+        np.testing.assert_allclose(state.reward, reward, rtol=1e-6)
+        np.testing.assert_allclose(state.metrics["moved"], times * abs(action[0]), rtol=1e-6)
+        assert state.metrics["length"] == times
+
+
+def test_an_action_ends_with_the_episode():
+    env = ActionRepeat(Corridor(3), 2)
+    state = env.step(env.step(env.reset(KEY), STAY), STAY)
+    assert (state.obs[0], state.reward, state.done, state.metrics["length"]) == (3, 1, 1, 1)
+    cut = ActionRepeat(endless(3), 2)
+    state = cut.step(cut.step(cut.reset(KEY), STAY), STAY)
+    assert (bool(state.truncated), state.reward, state.info["steps"]) == (True, 1, 3)
+
+
+def test_an_action_lasts_a_step_at_least():
+    with pytest.raises(ValueError, match="must last at least 1 step, got 0"):
+        ActionRepeat(Walk(), 0)
 
 
 # --- NaN guard ------------------------------------------------------------------------------------

@@ -363,6 +363,8 @@ def test_what_cannot_be_run_outside_jax_is_refused(tmp_path):
         simulations.start(Walkers(3), NOISY, jax.random.key(0), 4)
     with pytest.raises(ValueError, match="Walkers ends its episodes itself"):
         ppo.make(Walkers(4), dataclasses.replace(SMALL, training_episode_steps=5))
+    with pytest.raises(ValueError, match="Walkers steps itself: action_repeat must be 1"):
+        ppo.make(Walkers(4), dataclasses.replace(SMALL, action_repeat=2))
 
 
 def test_nothing_is_compiled_twice():

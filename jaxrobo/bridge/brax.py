@@ -16,7 +16,7 @@ from brax.envs import base
 from brax.envs.wrappers.training import VmapWrapper
 from brax.training.agents.ppo import train as brax_ppo
 
-from jaxrobo.env import Env, State, reset_done
+from jaxrobo.env import ActionRepeat, Env, reset_done
 
 
 def train(env: Env, num_timesteps: int, **options: Any) -> tuple[Callable, Any, dict]:
@@ -108,7 +108,7 @@ def wrap(
             "randomization_fn swaps the models of brax; wrap the environment in "
             "jaxrobo.randomise.Randomise instead"
         )
-    return VmapWrapper(_Episodes(env, episode_length, action_repeat))
+    return VmapWrapper(_Episodes(BraxEnv(ActionRepeat(env.env, action_repeat)), episode_length))
 
 
 class _Episodes(base.Wrapper):
@@ -118,30 +118,33 @@ class _Episodes(base.Wrapper):
     episode, whole where `episode_done`; `truncation`: it was cut short.
     """
 
-    def __init__(self, env: BraxEnv, episode_length: int, action_repeat: int) -> None:
+    def __init__(self, env: BraxEnv, episode_length: int) -> None:
         super().__init__(env)
         self._inner = env.env
         self._episode_length = episode_length
-        self._action_repeat = action_repeat
 
     def reset(self, rng: jax.Array) -> base.State:
         next_key, key = jax.random.split(rng)
         state = self.env.reset(key)
         zero = jnp.zeros_like(state.reward)
-        sums = dict.fromkeys(("sum_reward", "length", *state.metrics), zero)
+        sums = dict.fromkeys(("sum_reward", *state.metrics), zero)
         info = {"steps": zero, "truncation": zero, "episode_done": zero, "episode_metrics": sums}
         return state.replace(info={**info, "reset_key": next_key})
 
     def step(self, state: base.State, action: jax.Array) -> base.State:
         info, over = state.info, state.info["episode_done"] > 0
         add = lambda total, x: jnp.where(over, 0, total) + x
-        new, gains = self._repeat(state.pipeline_state, action)
-        steps = add(info["steps"], self._action_repeat)
+        new = state.pipeline_state
+        no = jnp.zeros_like(new.terminated)
+        new = new.replace(done=jnp.zeros_like(new.done), terminated=no, truncated=no)
+        new = self._inner.step(new, action)
+        reward, metrics = new.reward, new.metrics
+        gains = {"sum_reward": reward, **metrics}
+        steps = add(info["steps"], metrics["length"])
         truncated = (new.truncated | (steps >= self._episode_length)) & ~new.terminated
         done = (new.terminated | truncated).astype(state.done.dtype)
         next_key, key = jax.random.split(info["reset_key"])
         new = reset_done(self._inner, new.replace(done=done), key)
-        metrics = {k: gains[k] for k in new.metrics}
         info = {
             **info,
             "steps": steps,
@@ -153,33 +156,11 @@ class _Episodes(base.Wrapper):
         return state.replace(
             pipeline_state=new,
             obs=new.obs,
-            reward=gains["sum_reward"],
+            reward=reward,
             done=done,
             metrics={**state.metrics, **metrics},
             info=info,
         )
-
-    def _repeat(self, state: State, action: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        """Applies an action until it's spent or the episode ends, and sums what that brings."""
-        no = jnp.zeros_like(state.terminated)
-        fresh = state.replace(done=jnp.zeros_like(state.done), terminated=no, truncated=no)
-        state = self._inner.step(fresh, action)
-
-        def again(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
-            live = state.done == 0
-            new = self._inner.step(state, action)
-            gains = jax.tree.map(lambda x: jnp.where(live, x, 0), _gains(new))
-            return jax.tree.map(lambda n, o: jnp.where(live, n, o), new, state), gains
-
-        first = _gains(state)
-        if self._action_repeat == 1:
-            return state, first
-        state, gains = jax.lax.scan(again, state, length=self._action_repeat - 1)
-        return state, jax.tree.map(lambda x, xs: x + xs.sum(0), first, gains)
-
-
-def _gains(state: State) -> dict[str, jax.Array]:
-    return {"sum_reward": state.reward, "length": jnp.ones_like(state.reward), **state.metrics}
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
 """Proximal policy optimisation (Schulman et al. 2017, clipped objective) with a Gaussian policy."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -13,7 +12,7 @@ import optax
 from flax import struct
 
 from jaxrobo import distributions, simulations
-from jaxrobo.env import Env, HostEnv, TimeLimit
+from jaxrobo.env import ActionRepeat, Env, HostEnv, TimeLimit
 from jaxrobo.learning.gae import generalised_advantages
 from jaxrobo.learning.minibatches import pack
 from jaxrobo.learning.normaliser import (
@@ -23,7 +22,8 @@ from jaxrobo.learning.normaliser import (
     normalise,
     update_stats,
 )
-from jaxrobo.learning.schedules import Schedule, adapt, cosine
+from jaxrobo.learning.ppo_config import Config
+from jaxrobo.learning.schedules import adapt, cosine
 from jaxrobo.learning.trainer import (
     Metrics,
     Trainer,
@@ -31,124 +31,10 @@ from jaxrobo.learning.trainer import (
     jit_step,
     learned_alone,
 )
-from jaxrobo.networks import ActorCritic, activation, flatten_observation, observation_size
+from jaxrobo.networks import ActorCritic, flatten_observation, observation_size
 from jaxrobo.policy import Params, Policy, gaussian
 from jaxrobo.randomise import weakened
 from jaxrobo.rollout import RolloutState, Transition
-
-_POSITIVE = (
-    *("num_envs", "horizon", "training_episode_steps", "epochs", "minibatches"),
-    *("learning_rate", "critic_learning_rate", "decay_steps", "kl_stop"),
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Options of PPO.
-
-    Attributes:
-      num_envs: simulations side by side.
-      horizon: control steps a simulation makes in an iteration.
-      whole_episodes: whether an iteration resets all simulations and plays each to its end, if it
-        comes within the horizon; what follows isn't learned from. If not, simulations go on from
-        one iteration to the next.
-      training_episode_steps: control steps after which an episode of training is cut short, so that
-        simulations don't spend their time where the policy is stuck; the environment's own if None.
-        Evaluations aren't cut short.
-      epochs: passes over the samples of an iteration.
-      minibatches: gradient steps of a pass; they divide `num_envs * horizon`.
-      discount: gamma.
-      gae_decay: lambda of the advantages.
-      clip: how far the probability ratio may move, and the value if `clip_values`.
-      learning_rate: of Adam; where the schedule starts.
-      critic_learning_rate: of the parameters that only the value has; `learning_rate` if None. The
-        schedule scales both.
-      schedule: "adaptive" holds the KL divergence of each epoch near `kl_target`, by factors of 1.5
-        within [1e-6, 1e-2] (as rl_games; the divergence is from the policy that collected);
-        "cosine" falls to zero over `decay_steps`; in "adaptive_cosine" the target does.
-      kl_target: nats.
-      decay_steps: control steps of all simulations until the learning rate, or the target, is zero;
-        schedules with a cosine need it, and `experiments.train` gives all of the run.
-      value_coef: weight of the value's loss.
-      entropy_coef: weight of the policy's entropy.
-      bounds_coef: weight of the squared part of the mean action beyond +-1.1.
-      max_grad_norm: to which the gradient is clipped.
-      kl_stop: the divergence of an epoch that ends an iteration's epochs.
-      clip_values: whether the value's loss is clipped like the policy's.
-      normalise_observations: whether observations are normalised by their running statistics.
-      normalise_values: whether the value is learned in units of the running statistics of the
-        returns.
-      normalise_advantages: whether each iteration's advantages are normalised.
-      truncation_as_done: whether the end of the time counts as a terminal state.
-      reward_scale: factor on rewards.
-      hidden: widths of the hidden layers.
-      activation: of the hidden layers.
-      shared_trunk: whether policy and value share the hidden layers.
-      randomisation_steps: control steps of all simulations over which the environment's
-        randomisation grows from nothing to all of it, episode by episode; all of it at once if 0.
-      init_log_std: initial logarithm of the policy's standard deviation.
-      learn_std: whether that is learned.
-    """
-
-    num_envs: int = 2048
-    horizon: int = 32
-    whole_episodes: bool = False
-    training_episode_steps: int | None = None
-    epochs: int = 5
-    minibatches: int = 4
-    discount: float = 0.99
-    gae_decay: float = 0.95
-    clip: float = 0.2
-    learning_rate: float = 1e-3
-    critic_learning_rate: float | None = None
-    schedule: Schedule = "adaptive"
-    kl_target: float = 0.02
-    decay_steps: int | None = None
-    kl_stop: float = math.inf
-    value_coef: float = 2.0
-    entropy_coef: float = 0.0
-    bounds_coef: float = 1e-4
-    max_grad_norm: float = 1.0
-    clip_values: bool = True
-    normalise_observations: bool = True
-    normalise_values: bool = True
-    normalise_advantages: bool = True
-    truncation_as_done: bool = False
-    reward_scale: float = 1.0
-    hidden: tuple[int, ...] = (64, 64)
-    activation: str = "tanh"
-    shared_trunk: bool = True
-    randomisation_steps: int = 0
-    init_log_std: float = 0.0
-    learn_std: bool = True
-
-    def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if self.critic_learning_rate is not None and self.shared_trunk:
-            raise ValueError("critic_learning_rate needs a critic of its own: shared_trunk=False")
-        if self.steps_per_iteration % self.minibatches:
-            raise ValueError(
-                f"minibatches must divide num_envs * horizon = {self.steps_per_iteration}, "
-                f"got {self.minibatches}"
-            )
-        if self.schedule not in (valid := get_args(Schedule)):
-            raise ValueError(f"unknown schedule {self.schedule!r}; valid: {', '.join(valid)}")
-        if self.decay_steps is not None and not self.schedule.endswith("cosine"):
-            raise ValueError(f"the schedule {self.schedule!r} has no end: decay_steps must be None")
-        if (steps := self.randomisation_steps) < 0:
-            raise ValueError(f"randomisation_steps must not be negative, got {steps}")
-        for name in ("discount", "gae_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        activation(self.activation)
-
-    @property
-    def steps_per_iteration(self) -> int:
-        """Control steps of all simulations in an iteration."""
-        return self.num_envs * self.horizon
 
 
 @struct.dataclass
@@ -295,7 +181,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
             begun = simulations.start(now, sampling, env_key, config.num_envs)
             state = state.replace(key=key, rollout=begun)
         states, batch = simulations.rollout(
-            now, sampling, params, state.rollout, config.horizon, not config.whole_episodes
+            now, sampling, params, state.rollout, config.decisions, not config.whole_episodes
         )
         return state.replace(rollout=states), batch
 
@@ -337,16 +223,30 @@ def _check(env: Env, config: Config, period: int) -> None:
             f"horizon must be a multiple of the {period} steps that a plan of the policy lasts, "
             f"got {config.horizon}"
         )
-    if config.training_episode_steps is not None and isinstance(env, HostEnv):
+    if config.action_repeat > 1 and period > 1:
         raise ValueError(
-            f"{type(env).__name__} ends its episodes itself: training_episode_steps must be None"
+            f"a plan of the policy has an action for each of {period} steps: action_repeat must be "
+            f"1, got {config.action_repeat}"
         )
+    if isinstance(env, HostEnv):
+        name = type(env).__name__
+        if config.training_episode_steps is not None:
+            raise ValueError(
+                f"{name} ends its episodes itself: training_episode_steps must be None"
+            )
+        if config.action_repeat > 1:
+            raise ValueError(f"{name} steps itself: action_repeat must be 1")
 
 
 def _practice(env: Env, config: Config, iteration: jax.Array) -> Env:
-    """The environment as an iteration trains in it: cut short, and randomised as far as then."""
+    """The environment as an iteration trains in it.
+
+    Cut short, each action held, and randomised as far as then.
+    """
     if config.training_episode_steps is not None:
         env = TimeLimit(env, config.training_episode_steps)
+    if config.action_repeat > 1:
+        env = ActionRepeat(env, config.action_repeat)
     if not config.randomisation_steps:
         return env
     share = iteration * (config.steps_per_iteration / config.randomisation_steps)

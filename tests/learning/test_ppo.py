@@ -383,6 +383,30 @@ def test_only_episodes_of_training_are_cut_short():
     assert run_episode(trainer.env, policy, params, KEY)["length"] == 7
 
 
+def test_only_actions_of_training_are_held():
+    env = TimeLimit(Walk(), 5)
+    options = {"num_envs": 4, "horizon": 8, "minibatches": 4, "init_log_std": -3.0}
+    trainer = make(env, action_repeat=2, **options)
+    assert trainer.steps_per_iteration == 32
+    state, batch = trainer.collect(trainer.init(KEY, ()), ())
+    np.testing.assert_array_equal(batch.truncated, np.tile([[0], [0], [1], [0]], (1, 4)))
+    np.testing.assert_array_equal(batch.episode["length"][:, 0], [2, 4, 5, 2])
+    moved = (batch.next_obs - batch.obs)[..., 0]
+    np.testing.assert_allclose(moved[:2], batch.action[:2, :, 0], rtol=1e-4)  # two steps of a / 2
+    np.testing.assert_allclose(moved[2], batch.action[2, :, 0] / 2, rtol=1e-4)
+    assert episode_metrics(batch)["episode/length"] == 5
+    policy, params = trainer.policy(state)
+    assert policy.period == 1
+    assert run_episode(trainer.env, policy, params, KEY)["length"] == 5
+
+
+def test_what_is_held_is_worth_what_it_brings():
+    """Two steps of 1 in a sample, for ever: 2 / (1 - 1/2) = 4."""
+    trainer = make(endless(8), action_repeat=2, learning_rate=1e-2, normalise_observations=False)
+    state, _ = train(trainer, 60)
+    assert value(trainer, state, jnp.ones(1)) == pytest.approx(4, rel=0.02)
+
+
 def test_randomisation_grows_from_nothing_to_all_of_it():
     env = ObservationNoise(TimeLimit(Walk(), 6), 0.8, 0.8)
     trainer = make(env, num_envs=6, whole_episodes=True, randomisation_steps=2 * 6 * 8)
@@ -568,7 +592,9 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
     [
         ({"num_envs": 0}, "num_envs must be positive, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
-        ({"minibatches": 3}, "minibatches must divide num_envs [*] horizon = 256, got 3"),
+        ({"minibatches": 3}, "must divide num_envs [*] horizon / action_repeat = 256, got 3"),
+        ({"action_repeat": 0}, "action_repeat must be positive, got 0"),
+        ({"action_repeat": 3}, "horizon must be a multiple of action_repeat = 3, got 8"),
         ({"schedule": "linear"}, "unknown schedule 'linear'; valid: adaptive, adaptive_cosine,"),
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
