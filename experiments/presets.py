@@ -19,10 +19,11 @@ _SLOW_REACHER = _REACHER | {
 """What the arms whose drives lag by a second have in common.
 
 A goal takes about 50 steps. One behind the arm is reached with the waist turned away, bent over its
-back, or the long way round, as the waist has an end. To turn to that end comes nearer at first, and
-a policy that looks a few steps ahead, or never started bent over, stays there. In drives this slow
-the noise of one step hardly shows, so actions are held for some; the discount is from one held
-action to the next.
+back, or the long way round, as the waist has an end. Turning the waist to its end brings the tip
+nearer at first; a policy that looks only a few steps ahead, or never started bent over, stays
+there. Drives this slow hardly show the noise of one step, so actions are held; the discount is from
+one held action to the next. The KUKA's joints turn twice as far as the HIWIN's and hold them for
+half as long.
 """
 
 _PEG_HOLE = {"terminate_on_success": True, "observe_errors": True, "action": "delta"}

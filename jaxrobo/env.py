@@ -41,7 +41,8 @@ class State:
       done: 1.0 if the episode is over, `terminated | truncated`. []
       terminated: the task itself ended (nothing follows: a value of zero), bool. []
       truncated: the episode was cut short (what follows has a value), bool. []
-      metrics: what is measured at each step; an episode's metric is the sum over its steps.
+      metrics: what is measured at each step, floats; an episode's metric is the sum over its steps.
+        "reward" and "length" are taken: an episode has these sums in any case.
       info: everything else; keys that an environment doesn't know are kept.
     """
 
@@ -300,8 +301,8 @@ class TimeLimit(Wrapper):
 class ActionRepeat(Wrapper):
     """Holds each action for `times` control steps, of which it makes one step.
 
-    Rewards and metrics add up, and `metrics["length"]` counts the control steps. An episode that
-    ends on the way stays as it ended.
+    Rewards and metrics add up, and `metrics["length"]` counts the control steps, which `time_limit`
+    and `dt` are about as well. An episode that ends on the way stays as it ended.
     """
 
     def __init__(self, env: Env, times: int) -> None:
@@ -330,6 +331,8 @@ class ActionRepeat(Wrapper):
             return jax.tree.map(lambda n, o: jnp.where(live, n, o), new, state), gains
 
         first = once(state)
+        if self._times == 1:
+            return first
         state, gains = jax.lax.scan(again, first, length=self._times - 1)
         add = lambda x, more: x + more.sum(0)
         reward, metrics = jax.tree.map(add, (first.reward, first.metrics), gains)

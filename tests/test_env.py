@@ -154,6 +154,7 @@ def test_an_action_ends_with_the_episode():
     cut = ActionRepeat(endless(3), 2)
     state = cut.step(cut.step(cut.reset(KEY), STAY), STAY)
     assert (bool(state.truncated), state.reward, state.info["steps"]) == (True, 1, 3)
+    assert cut.time_limit == 3
 
 
 def test_an_action_lasts_a_step_at_least():

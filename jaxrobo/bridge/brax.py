@@ -92,7 +92,8 @@ def wrap(
 
     Args:
       env: one simulation.
-      episode_length: control steps after which an episode is truncated, if it isn't before.
+      episode_length: control steps after which an episode is truncated, if it isn't before; looked
+        at when an action has been held to its end.
       action_repeat: control steps that an action lasts.
       randomization_fn: must be None.
 
@@ -101,7 +102,8 @@ def wrap(
       episode in the step that ends the old one; resets are computed only when needed.
 
     Raises:
-      ValueError: on `randomization_fn`: `jaxrobo.randomise` does that.
+      ValueError: on `randomization_fn`, which `jaxrobo.randomise` does; if an action is to last no
+        step.
     """
     if randomization_fn is not None:
         raise ValueError(

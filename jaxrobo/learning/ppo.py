@@ -150,7 +150,7 @@ def train(env: Env, config: Config, agent: Agent, inputs: Any = ()) -> Trainer:
 
     Raises:
       ValueError: if the horizon isn't a multiple of the policy's period, a simulator outside JAX is
-        to be cut short, or a schedule isn't told its end.
+        to be cut short or its actions held, or a schedule isn't told its end.
     """
     sampling = agent.act(False)
     _check(env, config, sampling.period)
@@ -222,11 +222,6 @@ def _check(env: Env, config: Config, period: int) -> None:
         raise ValueError(
             f"horizon must be a multiple of the {period} steps that a plan of the policy lasts, "
             f"got {config.horizon}"
-        )
-    if config.action_repeat > 1 and period > 1:
-        raise ValueError(
-            f"a plan of the policy has an action for each of {period} steps: action_repeat must be "
-            f"1, got {config.action_repeat}"
         )
     if isinstance(env, HostEnv):
         name = type(env).__name__

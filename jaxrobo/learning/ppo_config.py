@@ -19,7 +19,8 @@ class Config:
 
     Attributes:
       num_envs: simulations side by side.
-      horizon: control steps a simulation makes in an iteration.
+      horizon: control steps a simulation makes in an iteration, at most: an episode that ends while
+        an action is held ends the holding.
       whole_episodes: whether an iteration resets all simulations and plays each to its end, if it
         comes within the horizon; what follows isn't learned from. If not, simulations go on from
         one iteration to the next.

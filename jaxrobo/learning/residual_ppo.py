@@ -57,6 +57,10 @@ class Config(ppo.Config):
             raise ValueError(
                 "the value reads less than the policy does: shared_trunk must be False"
             )
+        if self.action_repeat > 1:
+            raise ValueError(
+                f"the base acts in every step: action_repeat must be 1, got {self.action_repeat}"
+            )
         if not self.scale > 0:
             raise ValueError(f"scale must be positive, got {self.scale}")
 

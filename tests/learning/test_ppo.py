@@ -17,7 +17,7 @@ from jaxrobo.learning.trainer import episode_metrics
 from jaxrobo.networks import ActorCritic, flatten_observation
 from jaxrobo.randomise import ObservationNoise
 from jaxrobo.rollout import Transition, run_episode
-from tests.learning.diagnostic_envs import Tasks, Walk, endless
+from tests.learning.diagnostic_envs import Endless, Tasks, Walk, endless
 
 TINY = ppo.Config(num_envs=32, horizon=8, epochs=4, minibatches=2, hidden=(16,), discount=0.5)
 KEY = jax.random.key(0)
@@ -398,6 +398,22 @@ def test_only_actions_of_training_are_held():
     policy, params = trainer.policy(state)
     assert policy.period == 1
     assert run_episode(trainer.env, policy, params, KEY)["length"] == 5
+
+
+def test_whole_episodes_of_held_actions_are_cut_short_and_randomised():
+    """Episodes of 5 of the 7 steps: two samples of 2 and one of 1, then the simulation idles."""
+    env = ObservationNoise(TimeLimit(Endless(), 7), 0.8, 0.8)
+    options = {"num_envs": 2, "horizon": 8, "minibatches": 1, "randomisation_steps": 2 * 16}
+    held = {"whole_episodes": True, "action_repeat": 2, "training_episode_steps": 5}
+    trainer = make(env, **options, **held)
+    state, batch = trainer.collect(trainer.init(KEY, ()), ())
+    np.testing.assert_array_equal(batch.live[:, 0], [1, 1, 1, 0])
+    np.testing.assert_array_equal(batch.reward[:, 0], [2, 2, 1, 0])
+    assert batch.truncated[2, 0]
+    state, _ = trainer.update(state, batch, ())
+    state, _ = trainer.step(state, ())
+    std = state.rollout.env.info["observation_noise"]["std"]
+    np.testing.assert_allclose(std, np.full(2, 0.4), rtol=1e-6)
 
 
 def test_what_is_held_is_worth_what_it_brings():
