@@ -22,8 +22,8 @@ A goal takes about 50 steps. One behind the arm is reached with the waist turned
 back, or the long way round, as the waist has an end. Turning the waist to its end brings the tip
 nearer at first; a policy that looks only a few steps ahead, or never started bent over, stays
 there. Drives this slow hardly show the noise of one step, so actions are held; the discount is from
-one held action to the next. The KUKA's joints turn twice as far as the HIWIN's, so its actions last
-half as long.
+one held action to the next. The KUKA, whose waist turns twice as far as the HIWIN's, learns faster
+if they are held for half as long.
 """
 
 _PEG_HOLE = {"terminate_on_success": True, "observe_errors": True, "action": "delta"}

@@ -37,7 +37,7 @@ class RolloutState:
 
 @struct.dataclass
 class Transition:
-    """One control step of one simulation.
+    """One step of one simulation: a control step, or all for which an `ActionRepeat` holds it.
 
     Attributes:
       obs: what the environment showed before the step.

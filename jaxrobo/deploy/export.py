@@ -80,9 +80,13 @@ def extract(trainer: Trainer, params: Params) -> Network:
     """
     kind = type(trainer.config)
     if kind not in _EXTRACT:
-        found = kind.__module__.rpartition(".")[2]
-        raise ValueError(f"a policy of {found} is no feed-forward network; valid: bc, ppo")
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _EXTRACT[kind](trainer, params))
+        found, valid = (
+            kind.__module__.rpartition(".")[2],
+            ", ".join(n for n, _ in _EXTRACT.values()),
+        )
+        raise ValueError(f"a policy of {found} is no feed-forward network; valid: {valid}")
+    _, read = _EXTRACT[kind]
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), read(trainer, params))
 
 
 def _ppo(trainer: Trainer, params: Params) -> Network:
@@ -131,7 +135,7 @@ def _bc(trainer: Trainer, params: Params) -> Network:
     )
 
 
-_EXTRACT = {ppo.Config: _ppo, bc.Config: _bc}
+_EXTRACT = {bc.Config: ("bc", _bc), ppo.Config: ("ppo", _ppo)}
 
 
 def _names(spec: Spec | dict[str, Spec]) -> tuple[str, ...]:
