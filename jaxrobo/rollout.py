@@ -37,7 +37,7 @@ class RolloutState:
 
 @struct.dataclass
 class Transition:
-    """One step of one simulation: a control step, or all for which an `ActionRepeat` holds it.
+    """One step of one simulation: a control step, or all of an action that an `ActionRepeat` holds.
 
     Attributes:
       obs: what the environment showed before the step.
