@@ -49,7 +49,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 POLICIES = {
-    "dofbot": Trained("DofbotReacher", {}, 175.2),
+    "dofbot": Trained("DofbotReacher", {}, 179.8),
     "dofbot-servo": Trained("DofbotReacher", {"profile": "servo"}, 10.5),
     "ur10-safety": Trained("UR10Reacher", {"safety": True}, 141.5),
     "ur10-deployed": Trained("UR10Reacher", _DEPLOYED, 280.8),
