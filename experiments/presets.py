@@ -13,6 +13,7 @@ _SLOW_REACHER = _REACHER | {
     "schedule": "adaptive_cosine",
     "reset_noise": 1.0,
     "training_episode_steps": 150,
+    "num_envs": 1024,
     "horizon": 32,
     "hidden": (128, 128),
 }
