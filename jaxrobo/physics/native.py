@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import copy
+import ctypes
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+from mujoco import _callbacks
 from mujoco.batch import Batch
 
 from jaxrobo.physics._callback import host_call
@@ -245,13 +247,38 @@ class _BatchPool:
         if batch is None:
             batch = Batch(_without_shortcuts(self._mj_model, varied), n, self.threads())
         # A diverged float64 may not fit a float32.
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"), _unprofiled():
             yield batch  # an exception drops the Batch
         with self._lock:
             self._free.setdefault(key, []).append(batch)
             self._free.move_to_end(key)
             while len(self._free) > _MAX_IDLE_KINDS:
                 self._free.popitem(last=False)
+
+
+@contextlib.contextmanager
+def _unprofiled() -> Iterator[None]:
+    """Stops MuJoCo's profiler (`mjData.timer`), whose clock is half of what a step of an arm takes.
+
+    The clock is `mjcb_time`, which MuJoCo's Python package sets, and can't be told to clear.
+    """
+    if (clock := _profiler_clock()) is None or not (set_before := clock.value):
+        yield
+        return
+    clock.value = None
+    try:
+        yield
+    finally:
+        clock.value = set_before
+
+
+@functools.cache
+def _profiler_clock() -> ctypes.c_void_p | None:
+    """The pointer itself; None where the linker doesn't find it through what uses it (Windows)."""
+    try:
+        return ctypes.c_void_p.in_dll(ctypes.CDLL(_callbacks.__file__), "mjcb_time")
+    except ValueError:
+        return None
 
 
 def _of_the_live(fn: Callable) -> Callable:

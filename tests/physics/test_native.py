@@ -428,6 +428,24 @@ def test_the_idle_pool_is_bounded_and_errors_drop_their_batch(model):
     assert pool._free[15, ()] == []
 
 
+def test_steps_arent_profiled_and_the_profiler_is_left_as_it_was(model, physics):
+    readings = []
+
+    def clock():
+        readings.append(None)
+        return 0.0
+
+    before = mujoco.get_mjcb_time()
+    mujoco.set_mjcb_time(clock)
+    try:
+        jax.block_until_ready(physics.step(physics.init()))
+        assert not readings
+        mujoco.mj_step(model, mujoco.MjData(model))
+        assert readings
+    finally:
+        mujoco.set_mjcb_time(before)
+
+
 def test_an_engine_is_freed_with_its_programs(model):
     physics = NativePhysics(model)
     jax.block_until_ready(jax.jit(lambda engine=physics: engine.step(engine.init())[0].qpos)())
