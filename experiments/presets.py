@@ -13,7 +13,6 @@ _SLOW_REACHER = _REACHER | {
     "schedule": "adaptive_cosine",
     "reset_noise": 1.0,
     "training_episode_steps": 150,
-    "num_envs": 1024,
     "horizon": 32,
     "hidden": (128, 128),
 }
@@ -46,9 +45,9 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     # A goal takes about 10 steps.
     ("UR10Reacher", "ppo"): _REACHER | {"steps": 15_000_000, "discount": 0.98},
     ("KukaReacher", "ppo"): _SLOW_REACHER
-    | {"steps": 60_000_000, "action_repeat": 2, "discount": 0.96},
+    | {"steps": 84_000_000, "action_repeat": 2, "discount": 0.96},
     ("HiwinReacher", "ppo"): _SLOW_REACHER
-    | {"steps": 64_000_000, "action_repeat": 4, "discount": 0.93},
+    | {"steps": 96_000_000, "action_repeat": 4, "discount": 0.93},
     ("PegHole", "bc"): _PEG_HOLE
     | {
         "steps": 64_000,
