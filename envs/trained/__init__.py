@@ -54,7 +54,7 @@ POLICIES = {
     "ur10-safety": Trained("UR10Reacher", {"safety": True}, 141.5),
     "ur10-deployed": Trained("UR10Reacher", _DEPLOYED, 280.8),
     "kuka": Trained("KukaReacher", {}, 13.0),
-    "hiwin": Trained("HiwinReacher", {}, 11.8),
+    "hiwin": Trained("HiwinReacher", {}, 11.9),
 }
 """By name; `<name>.npz` lies beside this file."""
 
