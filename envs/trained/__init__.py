@@ -53,7 +53,7 @@ POLICIES = {
     "dofbot-servo": Trained("DofbotReacher", {"profile": "servo"}, 10.5),
     "ur10-safety": Trained("UR10Reacher", {"safety": True}, 141.5),
     "ur10-deployed": Trained("UR10Reacher", _DEPLOYED, 280.8),
-    "kuka": Trained("KukaReacher", {}, 13.0),
+    "kuka": Trained("KukaReacher", {}, 12.7),
     "hiwin": Trained("HiwinReacher", {}, 11.9),
 }
 """By name; `<name>.npz` lies beside this file."""
