@@ -80,10 +80,8 @@ def extract(trainer: Trainer, params: Params) -> Network:
     """
     kind = type(trainer.config)
     if kind not in _EXTRACT:
-        found, valid = (
-            kind.__module__.rpartition(".")[2],
-            ", ".join(n for n, _ in _EXTRACT.values()),
-        )
+        found = kind.__module__.rpartition(".")[2]
+        valid = ", ".join(name for name, _ in _EXTRACT.values())
         raise ValueError(f"a policy of {found} is no feed-forward network; valid: {valid}")
     _, read = _EXTRACT[kind]
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), read(trainer, params))

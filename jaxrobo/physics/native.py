@@ -258,9 +258,9 @@ class _BatchPool:
 
 @contextlib.contextmanager
 def _unprofiled() -> Iterator[None]:
-    """Stops MuJoCo's profiler (`mjData.timer`), whose clock is half of what a step of an arm takes.
+    """Stops MuJoCo's profiler (`mjData.timer`), whose clock takes half of a two-link arm's step.
 
-    The clock is `mjcb_time`, which MuJoCo's Python package sets, and can't be told to clear.
+    The clock is `mjcb_time`, which MuJoCo's Python package sets, and offers no way to clear.
     """
     if (clock := _profiler_clock()) is None or not (set_before := clock.value):
         yield

@@ -439,6 +439,8 @@ def test_steps_arent_profiled_and_the_profiler_is_left_as_it_was(model, physics)
     mujoco.set_mjcb_time(clock)
     try:
         jax.block_until_ready(physics.step(physics.init()))
+        with pytest.raises(RuntimeError), physics._pool.lend(1, ()):
+            raise RuntimeError
         assert not readings
         mujoco.mj_step(model, mujoco.MjData(model))
         assert readings
