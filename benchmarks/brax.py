@@ -33,6 +33,7 @@ from jaxrobo.bridge.from_brax import FromBrax
 from jaxrobo.evaluation import evaluate
 from jaxrobo.learning import ppo
 from jaxrobo.policy import Params, Policy
+from jaxrobo.rollout import split_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _budget(task: Task, steps: int) -> int:
 def _ours(task: Task, seed: int, steps: int) -> Trained:
     env = FromBrax(task.load()[0], task.time_limit)
     trainer = ppo.make(env, ppo.Config(**task.ours))
-    state = trainer.init(jax.random.key(seed), trainer.inputs)
+    state = trainer.init(split_key("train", seed), trainer.inputs)
     iterations = steps // trainer.steps_per_iteration
     state, _ = jax.block_until_ready(trainer.step(state, trainer.inputs))
     ready = time.perf_counter()

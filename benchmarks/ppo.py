@@ -40,6 +40,7 @@ from jaxrobo.env import Env
 from jaxrobo.evaluation import episode_runner, run_episodes
 from jaxrobo.learning import ppo
 from jaxrobo.policy import Params, Policy
+from jaxrobo.rollout import split_key
 
 GOALS = 150
 LEARNERS = ("jaxrobo", "brax", "stable-baselines3")
@@ -203,7 +204,7 @@ def _ours(
     env: Env, config: ppo.Config, seed: int, iterations: int, chunks: int, mark: Mark
 ) -> None:
     trainer = ppo.make(env, config)
-    state = trainer.init(jax.random.key(seed), trainer.inputs)
+    state = trainer.init(split_key("train", seed), trainer.inputs)
     mark(*trainer.policy(state))
     for _ in range(chunks):
         for _ in range(iterations):

@@ -26,6 +26,7 @@ from experiments import cli
 from jaxrobo import data
 from jaxrobo.env import Env
 from jaxrobo.policy import Policy
+from jaxrobo.rollout import check_seed
 
 _COMMAND = "python -m experiments.collect"
 
@@ -62,8 +63,7 @@ class Collection:
         for name in ("episodes", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_seed(self.seed)
         suffix = ".hdf5" if self.format == "hdf5" else ".zarr"
         valid = (suffix,) if self.format else (".zarr", ".hdf5")
         if self.out.suffix not in valid:

@@ -40,6 +40,7 @@ from jaxrobo.deploy import (
     ur10,
 )
 from jaxrobo.deploy.dry_run import dry_run
+from jaxrobo.rollout import check_seed
 from jaxrobo.training import RunError
 
 _RATE = 60.0
@@ -103,6 +104,7 @@ class Options:
         if self.run_seed is not None and self.run_dir is None:
             raise ValueError("--run-seed needs --run-dir")
         dofbot.checked_start(self.start)
+        check_seed(self.seed)
 
 
 class Task(NamedTuple):

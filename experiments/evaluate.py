@@ -16,7 +16,7 @@ from experiments import cli
 from experiments.common import restore_trainer, show
 from jaxrobo import rundir
 from jaxrobo.evaluation import evaluator
-from jaxrobo.rollout import episode_key
+from jaxrobo.rollout import check_seed, episode_key
 from jaxrobo.training import RunError, restore_policy
 
 _FILMED = 4
@@ -48,8 +48,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_seed(self.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

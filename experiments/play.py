@@ -26,6 +26,7 @@ from jaxrobo import checkpoint, rundir
 from jaxrobo.env import Env
 from jaxrobo.learning.trainer import Trainer
 from jaxrobo.policy import Params, Policy, constant, uniform
+from jaxrobo.rollout import check_seed
 from jaxrobo.training import RunError, restore_policy
 from jaxrobo.viewer import Player
 
@@ -71,6 +72,7 @@ class Options:
             raise ValueError("the run's policy acts; leave out --run-dir or --policy")
         if self.run_dir is None and self.run_seed is not None:
             raise ValueError("--run-seed is a run's; --run-dir is missing")
+        check_seed(self.seed)
 
 
 class Loaded(NamedTuple):

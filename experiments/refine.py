@@ -45,7 +45,7 @@ from jaxrobo import data, rundir, training
 from jaxrobo.env import Env, PhysicsEnv
 from jaxrobo.evaluation import Estimate, evaluate
 from jaxrobo.metrics import JSONL
-from jaxrobo.rollout import episode_key
+from jaxrobo.rollout import check_seed, episode_key
 
 _COMMAND = "python -m experiments.refine"
 
@@ -95,8 +95,7 @@ class Refinement:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_seed(self.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -128,7 +128,8 @@ def parse(argv: Sequence[str]) -> tuple[Run, Any, Any]:
         options = cli.merge(run=Run, task=task, algorithm=config)
         if chosen is not None:
             check_preset(name, algo, chosen)
-        values = cli.distribute(preset(name, algo, chosen or profile), Run, task, config)
+        scale = None if chosen == "cpu" else chosen
+        values = cli.distribute(preset(name, algo, scale or profile), Run, task, config)
         run = Run(env=name, algo=algo, **values[0])
         default = options(run, task(**values[1]), config(**values[2]))
     parsed = cli.parse(options, argv, _COMMAND, f"{__doc__}\n{known}", default)

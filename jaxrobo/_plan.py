@@ -25,7 +25,7 @@ from jaxrobo.evaluation import (
 )
 from jaxrobo.learning.trainer import Trainer, TrainState, over_seeds
 from jaxrobo.policy import Params
-from jaxrobo.rollout import split_key
+from jaxrobo.rollout import check_seed, split_key
 
 _EVALUATION_SEED = 0
 """All runs are judged by the same episodes."""
@@ -56,8 +56,10 @@ class Plan:
         for name in ("steps", "evaluate_every", "seeds", "evaluation_episodes", "test_episodes"):
             if getattr(self, name) < 1:
                 raise RunError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise RunError(f"seed must not be negative, got {self.seed}")
+        try:
+            check_seed(self.seed, self.seeds)
+        except ValueError as error:
+            raise RunError(str(error)) from None
         if self.patience is not None and self.patience < 1:
             raise RunError(f"patience must be at least 1, got {self.patience}")
         if self.seeds > 1 and isinstance(env, HostEnv):

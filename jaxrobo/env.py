@@ -361,7 +361,7 @@ class NaNGuard(Wrapper):
         """
         action = check_action(action, self.action_size)
         new = self.env.step(state, action)
-        seen = jax.tree.leaves((new.obs, new.reward, action))
+        seen = jax.tree.leaves((new.obs, new.reward, new.metrics, action))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in seen]))
         bad = ~finite | getattr(new.data, "diverged", jnp.zeros((), bool))
         keep = lambda good, old: jax.tree.map(lambda g, o: jnp.where(bad, o, g), good, old)

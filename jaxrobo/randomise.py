@@ -106,9 +106,12 @@ class Randomise(Randomisation):
                 self._nominal[field] = _nominal(env, field)
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
-        """See `Env.reset`; fields in `model` win over the draws."""
+        """See `Env.reset`; fields in `model` win over the draws, and so over their companions'."""
         key, draw_key = jax.random.split(key)
-        return self.env.reset(key, {**self.draw(draw_key), **(model or {})})
+        model = model or {}
+        given = {*model, *(_COMPANIONS.get(name) for name in model)}
+        drawn = {k: v for k, v in self.draw(draw_key).items() if k not in given}
+        return self.env.reset(key, {**drawn, **model})
 
     def draw(self, key: jax.Array) -> dict[str, jax.Array]:
         """The model fields of one episode."""

@@ -77,10 +77,21 @@ def episode_key(split: str, seed: int | jax.Array, episode: int | jax.Array) -> 
 
 
 def split_key(split: str, seed: int | jax.Array) -> jax.Array:
-    """The key of a split and seed, from which each episode's key is folded."""
+    """The key of a split and seed, from which each episode's key is folded.
+
+    What learns starts from `split_key("train", seed)`: a plain `jax.random.key(seed)` may be the
+    root of another split.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; valid: {', '.join(SPLITS)}")
     return jax.random.fold_in(jax.random.key(SPLITS.index(split)), seed)
+
+
+def check_seed(seed: int, count: int = 1) -> None:
+    """Raises ValueError unless `count` seeds from `seed` on are whole numbers that keys take."""
+    most = 2**31 - count
+    if not 0 <= seed <= most:
+        raise ValueError(f"seed must be in 0 .. {most}, got {seed}")
 
 
 def start(env: Env, policy: Policy, key: jax.Array) -> RolloutState:

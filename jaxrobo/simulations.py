@@ -18,11 +18,16 @@ def start(env: Env, policy: Policy, key: jax.Array, num_envs: int) -> RolloutSta
       TypeError: if it keeps to itself what the policy reads.
     """
     if isinstance(env, HostEnv):
-        if env.num_envs != num_envs:
-            name = type(env).__name__
-            raise ValueError(f"num_envs is {num_envs}, but {name} has {env.num_envs} simulations")
+        check_num_envs(env, num_envs)
         return host.start(env, policy, key)
     return jax.vmap(lambda k: start_one(env, policy, k))(jax.random.split(key, num_envs))
+
+
+def check_num_envs(env: HostEnv, num_envs: int) -> None:
+    """Raises ValueError if the simulator has another number of simulations."""
+    if env.num_envs != num_envs:
+        name = type(env).__name__
+        raise ValueError(f"num_envs is {num_envs}, but {name} has {env.num_envs} simulations")
 
 
 def rollout(

@@ -185,6 +185,7 @@ class _Progress:
       flat: evaluations in a row, up to the last, in which no seed's score has risen.
       wall_seconds: without compilation.
       compile_seconds: of compilation.
+      is_new: whether nothing was evaluated yet.
     """
 
     state: TrainState
@@ -195,11 +196,7 @@ class _Progress:
     flat: int = 0
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing was evaluated yet."""
-        return self.scores[0] == -math.inf
+    is_new: bool = False
 
 
 def _load(plan: Plan) -> _Progress | None:
@@ -223,7 +220,7 @@ def _begin(plan: Plan, programs: Programs) -> _Progress:
     """A new run, whose best policy so far is the untrained one."""
     state = programs.init(plan.keys(), plan.trainer.inputs)
     best = jax.tree.map(jnp.copy, plan.trainer.learned(state))
-    return _Progress(state, best, [-math.inf] * plan.seeds, [0] * plan.seeds)
+    return _Progress(state, best, [-math.inf] * plan.seeds, [0] * plan.seeds, is_new=True)
 
 
 class _Loop:
@@ -280,19 +277,25 @@ class _Loop:
         self.display.show(steps)
 
     def _evaluate_and_save(self) -> None:
-        """Evaluates; keeps the policy of each seed that did at least as well as ever."""
+        """Evaluates; keeps the policy of each seed that did at least as well as ever.
+
+        A score that isn't a number is the worst. The evaluation at the end of a budget may come
+        earlier than planned; if the budget is raised then, patience doesn't count it.
+        """
         plan, progress = self.plan, self.progress
         metric, steps = plan.trainer.env.metric.name, plan.steps_after(progress.iteration)
         learned = plan.trainer.learned(progress.state)
         estimates = estimate(plan, self.programs, learned, "validation", plan.evaluation_episodes)
-        scores = [e[metric].mean for e in estimates]
+        means = [e[metric].mean for e in estimates]
+        scores = [-math.inf if math.isnan(mean) else mean for mean in means]
         better = [new >= old for new, old in zip(scores, progress.scores, strict=True)]
         risen = any(new > old for new, old in zip(scores, progress.scores, strict=True))
-        progress.flat = 0 if risen else progress.flat + 1
+        planned = progress.iteration % plan.interval == 0
+        progress.flat = 0 if risen else progress.flat + planned
         for k in np.flatnonzero(better):
             progress.scores[k], progress.best_steps[k] = scores[k], steps
         progress.best = _choose(better, learned, progress.best)
-        self.display.score(scores)
+        self.display.score(means)
         self._log(progress.iteration, _rows(estimates))
         self._save(any(better))
 

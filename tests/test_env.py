@@ -218,6 +218,17 @@ def test_a_start_that_isnt_finite_shows_zeros():
     np.testing.assert_array_equal(NaNGuard(Broken()).reset(KEY).obs, [0.0, 1.0])
 
 
+def test_a_metric_that_isnt_finite_ends_the_episode_too():
+    class Broken(Walk):
+        def step(self, state, action):
+            state = super().step(state, action)
+            return state.replace(metrics={**state.metrics, "moved": jnp.array(jnp.inf)})
+
+    env = NaNGuard(Broken())
+    state = env.step(env.reset(KEY), jnp.zeros(1))
+    assert (state.truncated, state.metrics["diverged"], state.metrics["moved"]) == (True, 1, 0)
+
+
 def test_nan_in_one_physics_simulation_leaves_its_neighbours_alone():
     env = vectorise(NaNGuard(TimeLimit(Pendulum(), 50)), 4)
     start = env.reset(KEY)

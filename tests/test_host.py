@@ -361,6 +361,8 @@ def test_what_cannot_be_run_outside_jax_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="num_envs is 4, but Walkers has 3 simulations"):
         simulations.start(Walkers(3), NOISY, jax.random.key(0), 4)
+    with pytest.raises(ValueError, match="num_envs is 4, but Walkers has 3 simulations"):
+        ppo.make(Walkers(3), SMALL)
     with pytest.raises(ValueError, match="Walkers ends its episodes itself"):
         ppo.make(Walkers(4), dataclasses.replace(SMALL, training_episode_steps=5))
     with pytest.raises(ValueError, match="Walkers steps itself: action_repeat must be 1"):

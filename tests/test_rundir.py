@@ -19,13 +19,13 @@ class Config:
 def test_everything_becomes_what_json_can_hold(tmp_path):
     data = {
         "config": Config(),
-        "estimate": Estimate(0.5, float("nan"), np.float32(1)),
+        "estimate": Estimate(0.5, float("nan"), np.float32("inf")),
         "list": [np.int64(3), True, "x"],
         "path": tmp_path,
     }
     expected = {
         "config": {"hidden": [64, 64], "cap": None},
-        "estimate": {"mean": 0.5, "low": None, "high": 1.0},
+        "estimate": {"mean": 0.5, "low": None, "high": None},
         "list": [3, True, "x"],
         "path": str(tmp_path),
     }

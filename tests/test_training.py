@@ -17,11 +17,12 @@ import pytest
 import envs
 from jaxrobo import checkpoint, metrics, training
 from jaxrobo._plan import state_template
+from jaxrobo.env import Metric, TimeLimit
 from jaxrobo.evaluation import Estimate
 from jaxrobo.learning import ppo
 from jaxrobo.rollout import split_key
 from jaxrobo.training import RunError, restore_policy
-from tests.tiny import make_trainer
+from tests.tiny import Draw, make_trainer
 
 pytestmark = pytest.mark.usefixtures("cache")
 PER_ITERATION = 16
@@ -297,6 +298,31 @@ def test_patience_counts_evaluations_since_the_last_better_one(tmp_path):
     assert "ended_early" not in json.loads((tmp_path / "a/result.json").read_text())
 
 
+def test_patience_doesnt_count_the_evaluation_of_a_budget_that_was_raised(tmp_path):
+    still, options = make_trainer(rate=0.0), {"patience": 3}
+    run(tmp_path, 3, still, **options)  # evaluated at 2, and at 3 because it ends
+    assert run(tmp_path, 100, still, resume=True, **options).steps == 6 * PER_ITERATION
+
+
+def test_a_score_that_isnt_a_number_is_the_worst(tmp_path):
+    """It's better than none, so that there is a policy to go on with."""
+
+    class Unknown(Draw):
+        metric = Metric("score", kind="count")
+
+        def reset(self, key, model=None):
+            return super().reset(key, model).replace(metrics={"score": jnp.array(jnp.nan)})
+
+        def step(self, state, action):
+            return super().step(state, action).replace(metrics={"score": jnp.array(jnp.nan)})
+
+    trainer = TRAINER._replace(env=TimeLimit(Unknown(), 8))
+    run(tmp_path, 2, trainer)
+    result = run(tmp_path, 4, trainer, resume=True)
+    assert result.params["w"] == result.state.params["w"] != 0
+    assert [row["iteration"] for row in rows(tmp_path) if "train/w" in row] == [1, 2, 3, 4]
+
+
 def test_what_only_some_seeds_have_is_unknown_for_the_others():
     """No seed but the second had a success, so that only its length is known."""
     won, lost = Estimate(0.5, 0.2, 0.8), Estimate(0.0, 0.0, 0.4)
@@ -316,7 +342,8 @@ def explode(*_):
     [
         ({"iterations": 0}, "steps must be at least 1, got 0"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"seed": -1}, "seed must be in 0 .. 2147483647, got -1"),
+        ({"seed": 2**31 - 1, "seeds": 2}, "seed must be in 0 .. 2147483646, got 2147483647"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"evaluation_episodes": -2}, "evaluation_episodes must be at least 1, got -2"),

@@ -22,7 +22,7 @@ from jaxrobo.data import (
 )
 from jaxrobo.env import Env, Observation
 from jaxrobo.learning.trainer import Metrics, Trainer, jit_step
-from jaxrobo.networks import MLP, activation, observation_size
+from jaxrobo.networks import MLP, check_layers, observation_size
 from jaxrobo.policy import Params, Policy, Previous, receding
 
 
@@ -92,7 +92,7 @@ class Config(CloningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        activation(self.activation)
+        check_layers(self.hidden, self.activation)
 
 
 @struct.dataclass

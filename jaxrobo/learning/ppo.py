@@ -225,6 +225,7 @@ def _check(env: Env, config: Config, period: int) -> None:
         )
     if isinstance(env, HostEnv):
         name = type(env).__name__
+        simulations.check_num_envs(env, config.num_envs)
         if config.training_episode_steps is not None:
             raise ValueError(
                 f"{name} ends its episodes itself: training_episode_steps must be None"
@@ -342,7 +343,8 @@ def _optimise(
 
     def unfinished(loop: tuple[jax.Array, TrainState, Metrics]) -> jax.Array:
         done, _, metrics = loop
-        return (done < config.epochs) & (metrics["kl"] <= config.kl_stop)
+        more = done < config.epochs
+        return more if config.kl_stop is None else more & (metrics["kl"] <= config.kl_stop)
 
     def advance(loop: tuple[jax.Array, TrainState, Metrics]) -> tuple:
         done, state, _ = loop

@@ -5,11 +5,12 @@ import math
 from typing import get_args
 
 from jaxrobo.learning.schedules import Schedule
-from jaxrobo.networks import activation
+from jaxrobo.networks import check_layers
 
 _POSITIVE = (
     *("num_envs", "horizon", "action_repeat", "training_episode_steps", "epochs", "minibatches"),
     *("learning_rate", "critic_learning_rate", "decay_steps", "kl_stop"),
+    *("clip", "kl_target", "max_grad_norm"),
 )
 
 
@@ -48,7 +49,7 @@ class Config:
       entropy_coef: weight of the policy's entropy.
       bounds_coef: weight of the squared part of the mean action beyond +-1.1.
       max_grad_norm: to which the gradient is clipped.
-      kl_stop: the divergence of an epoch that ends an iteration's epochs.
+      kl_stop: the divergence of an epoch that ends an iteration's epochs; none does if None.
       clip_values: whether the value's loss is clipped like the policy's.
       normalise_observations: whether observations are normalised by their running statistics.
       normalise_values: whether the value is learned in units of the running statistics of the
@@ -80,7 +81,7 @@ class Config:
     schedule: Schedule = "adaptive"
     kl_target: float = 0.02
     decay_steps: int | None = None
-    kl_stop: float = math.inf
+    kl_stop: float | None = None
     value_coef: float = 2.0
     entropy_coef: float = 0.0
     bounds_coef: float = 1e-4
@@ -124,7 +125,9 @@ class Config:
         for name in ("discount", "gae_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        activation(self.activation)
+        if not math.isfinite(self.reward_scale):
+            raise ValueError(f"reward_scale must be finite, got {self.reward_scale}")
+        check_layers(self.hidden, self.activation)
 
     @property
     def steps_per_iteration(self) -> int:

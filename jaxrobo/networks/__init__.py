@@ -4,6 +4,7 @@ from jaxrobo.networks.mlp import (
     MLP,
     ActorCritic,
     activation,
+    check_layers,
     flatten_observation,
     observation_size,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "ActorCritic",
     "ConditionalUNet1D",
     "activation",
+    "check_layers",
     "flatten_observation",
     "observation_size",
     "step_embedding",

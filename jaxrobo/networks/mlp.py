@@ -20,6 +20,13 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return _ACTIVATIONS[name]
 
 
+def check_layers(hidden: Sequence[int], name: str) -> None:
+    """Raises ValueError on a hidden layer without width, or an unknown activation."""
+    if not all(width >= 1 for width in hidden):
+        raise ValueError(f"hidden must be widths of at least 1, got {tuple(hidden)}")
+    activation(name)
+
+
 def flatten_observation(spec: Spec | dict[str, Spec], observation: Observation) -> jax.Array:
     """Concatenates an observation's entries, in the order of their names, into one vector `[n]`.
 

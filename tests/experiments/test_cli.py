@@ -115,6 +115,8 @@ def test_flags_override_presets_which_override_defaults():
     assert (task.profile, task.velocity_cap) == ("servo", 2.0)
     expected = PRESETS["DofbotReacher", "ppo"] | PRESETS["DofbotReacher", "ppo", "servo"]
     assert config.discount == expected["discount"]
+    assert train.parse([*argv, "--preset", "cpu"])[0].preset == "cpu"
+    assert train.parse([*argv, "--preset", "cpu"])[1:] == train.parse(argv)[1:]
 
 
 @pytest.mark.parametrize("env", envs.names())

@@ -294,7 +294,7 @@ def test_a_folder_of_another_refinement_is_refused(straight, capsys, argv, words
         (["--test-episodes", "0"], "test_episodes must be at least 1, got 0"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--preset", "paper"], "Coin has no preset 'paper' for bc"),
-        (["--seed", "-1"], "seed must not be negative, got -1"),
+        (["--seed", "-1"], "seed must be in 0 .. 2147483647, got -1"),
         (["--no-expert"], "Coin has no scripted expert"),
         (["--act", "-2"], "the expert can't act by -2"),
         (["--demos", "nowhere.zarr"], "nowhere.zarr"),

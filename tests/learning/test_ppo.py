@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -615,6 +616,11 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
         ({"discount": 1.1}, r"discount must be in \[0, 1\], got 1.1"),
         ({"activation": "sine"}, "unknown activation 'sine'; valid: elu"),
         ({"kl_stop": 0.0}, "kl_stop must be positive, got 0.0"),
+        ({"kl_target": -1.0}, "kl_target must be positive, got -1.0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
+        ({"clip": -0.2}, "clip must be positive, got -0.2"),
+        ({"reward_scale": math.nan}, "reward_scale must be finite, got nan"),
+        ({"hidden": (64, 0)}, r"hidden must be widths of at least 1, got \(64, 0\)"),
         ({"decay_steps": 0}, "decay_steps must be positive, got 0"),
         ({"decay_steps": 9}, "schedule 'adaptive' has no end: decay_steps must be None"),
         (
