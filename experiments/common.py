@@ -153,6 +153,23 @@ def _base(env: Env, engine: str, source: str | Path) -> residual_ppo.Base:
     return residual_ppo.Base(policy, params, params["normaliser"])
 
 
+def stored_config(run_dir: Path) -> dict[str, Any]:
+    """The configuration of a run of `experiments.train`.
+
+    Raises:
+      RunError: if there's none in the folder, or it's another experiment's.
+    """
+    stored = rundir.read_config(run_dir)
+    if "refinement" in stored:
+        raise RunError(
+            f"{run_dir} holds the stages of experiments.refine: "
+            f"choose {run_dir / 'refined'} or {run_dir / 'clone'}"
+        )
+    if "env" not in stored:
+        raise RunError(f"{run_dir} holds no run of experiments.train: {rundir.CONFIG} has no env")
+    return stored
+
+
 def restore_trainer(run_dir: Path, engine: str = "auto") -> Trainer:
     """The trainer of a run, made anew from the stored configuration.
 
@@ -164,12 +181,7 @@ def restore_trainer(run_dir: Path, engine: str = "auto") -> Trainer:
       RunError: if there's no run in the folder, or this version doesn't know its task, algorithm or
       options.
     """
-    stored = rundir.read_config(run_dir)
-    if "refinement" in stored:
-        raise RunError(
-            f"{run_dir} holds the stages of experiments.refine: "
-            f"choose {run_dir / 'refined'} or {run_dir / 'clone'}"
-        )
+    stored = stored_config(run_dir)
     try:
         name, algo = stored["env"], stored["algo"]
         task = _from_json(envs.config_class(name), stored["task"])

@@ -23,8 +23,7 @@ import numpy as np
 import envs
 from envs import trained
 from experiments import cli
-from experiments.common import load
-from jaxrobo import rundir
+from experiments.common import load, stored_config
 from jaxrobo._signals import stop_on_signal
 from jaxrobo.deploy import (
     Deployment,
@@ -156,7 +155,7 @@ def _twin(o: Options) -> Twin:
         env = envs.make(task.name, "native", **trained.POLICIES[task.policy].options)
         policy, params = trained.load(task.policy, env)
     else:
-        found = rundir.read_config(o.run_dir)["env"]
+        found = stored_config(o.run_dir)["env"]
         if found != task.name:
             raise RunError(f"{o.run_dir} is a run of {found}; a {o.robot} needs one of {task.name}")
         env, policy, params = load(o.run_dir, o.checkpoint, o.run_seed, "native")

@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     argv = sys.argv[1:] if argv is None else argv
     o = cli.parse(Options, argv, "python -m experiments.export", __doc__)
-    with cli.failing(RunError, ValueError):
+    with cli.failing(RunError, ValueError, OSError):
         trainer = restore_trainer(o.run_dir)
         _, params = restore_policy(o.run_dir, trainer, o.checkpoint, o.seed)
         network = extract(trainer, params)
-    save_npz(network, o.out / "policy.npz")
-    save_stablehlo(network, o.out / "policy.stablehlo")
-    shutil.copy(runner.__file__, o.out)
+        save_npz(network, o.out / "policy.npz")
+        save_stablehlo(network, o.out / "policy.stablehlo")
+        shutil.copy(runner.__file__, o.out)
     print(f"{o.out}: policy.npz, runner.py (python3 runner.py policy.npz), policy.stablehlo")
 
 

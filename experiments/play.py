@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import envs
 from envs import trained
 from experiments import cli
-from experiments.common import restore_trainer
+from experiments.common import restore_trainer, stored_config
 from jaxrobo import checkpoint, rundir
 from jaxrobo.env import Env
 from jaxrobo.learning.trainer import Trainer
@@ -102,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     o, task = parse(argv)
     with cli.failing(ValueError, ImportError):
-        from jaxrobo.viewer.page import Page  # viser is optional
+        from jaxrobo.viewer.page import Page, check_address  # viser is optional
 
+        check_address(o.host, o.port)
         found = load(o, task)
         print("compiling ...", flush=True)
         player = Player(found.env, found.policy, found.params, o.num_envs, o.seed)
@@ -155,7 +156,7 @@ def load(o: Options, task: Any) -> Loaded:
         fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
         env = envs.make(o.env, o.engine, **fields)
         return Loaded(o.env, env, *_without_run(o, env, task))
-    name = rundir.read_config(o.run_dir).get("env")
+    name = stored_config(o.run_dir)["env"]
     if o.env not in (None, name):
         raise ValueError(f"{o.run_dir} is a run of {name}, not of {o.env}")
     trainer = restore_trainer(o.run_dir, o.engine)

@@ -279,6 +279,9 @@ DROP_AFTER = 5.0
 _LOOK, _ASTRAY = 0.5, 20.0
 """Seconds between two looks at a servo, and degrees that it may be away, besides its lag."""
 
+_AGREE = 5.0
+"""Degrees by which two answers of a servo may differ that are believed."""
+
 _LAG = 0.3
 """Seconds that servos are told to take, as in the original's server; long replaced by then."""
 
@@ -326,7 +329,7 @@ class ArmLib:
         time.sleep(0.1)
 
     def read(self) -> tuple:
-        """Where the servos are. Raises OSError if one doesn't answer."""
+        """Where the servos are. Raises OSError if one doesn't answer, or never the same twice."""
         return tuple(self._read(servo) for servo in range(1, 7))
 
     def near(self, servo: int, angle: float, slack: float) -> bool:
@@ -334,8 +337,14 @@ class ArmLib:
         return any(abs(reading - angle) <= slack for reading in self._readings(servo))
 
     def _read(self, servo: int) -> float:
+        # The arm moves from here at a limited speed, but would leap to a garbled angle.
+        seen = []
         for reading in self._readings(servo):
-            return reading
+            if any(abs(reading - other) <= _AGREE for other in seen):
+                return reading
+            seen.append(reading)
+        if seen:
+            raise OSError(f"servo {servo} answers {seen}, no two alike: is something moving it?")
         hint = "the arm is off, or this servo outside its range: then turn it back by hand"
         raise OSError(f"servo {servo} doesn't answer: {hint}")
 

@@ -68,6 +68,9 @@ def checked_start(start: Sequence[float] | None) -> np.ndarray:
     return start
 
 
+_ORIGINAL = "the original's server, use the compatible mode"
+
+
 class Dofbot(Robot):
     """A connection to the arm; see `Robot`.
 
@@ -197,7 +200,8 @@ class Dofbot(Robot):
         if trouble:
             raise self._lost(trouble)
         if self._acknowledged < self._sequence and now - self._waiting_since > self._timeout:
-            raise self._lost(f"no answer for {self._timeout} s")
+            never = "" if self._acknowledged else f" (if it's {_ORIGINAL})"
+            raise self._lost(f"no answer for {self._timeout} s{never}")
 
     def _receive(self) -> str | None:
         """Takes in bytes, and says what's wrong with the connection if something is."""
@@ -248,7 +252,4 @@ class Dofbot(Robot):
         )
 
     def _foreign(self, why: object) -> RobotError:
-        return RobotError(
-            f"{self._name} doesn't speak this protocol ({why}); if it's the original's server, use "
-            "the compatible mode"
-        )
+        return RobotError(f"{self._name} doesn't speak this protocol ({why}); if it's {_ORIGINAL}")

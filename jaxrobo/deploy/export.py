@@ -95,7 +95,7 @@ def _ppo(trainer: Trainer, params: Params) -> Network:
     if config.normalise_observations:
         offset, scale, clip = stats.mean, deviation(stats), np.full(size, MAX_NORMALISED)
     return Network(
-        *_dense(layers["trunk"], layers["mean"]),
+        *_dense(layers.get("trunk", {}), layers["mean"]),
         offset,
         scale,
         clip,

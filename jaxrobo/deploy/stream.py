@@ -16,6 +16,9 @@ _NEAR = 0.05
 """How near the arm must be before it's sent on, and how far at most, rad. An arm that keeps up with
 1 rad/s and tells so two periods late seems 0.033 rad behind."""
 
+_PATIENCE = 5.0
+"""Seconds without coming closer after which a robot is given up."""
+
 _LATE = 2e-3
 """A period that begins later than this starts a new schedule instead of being made up for, s."""
 
@@ -94,7 +97,7 @@ def ramp(
     rate: float,
     *,
     tolerance: float = 1e-3,
-    patience: float = 5.0,
+    patience: float = _PATIENCE,
     stopped: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Brings a robot to a pose, at its own limited speed, and says whether it's there.
@@ -112,24 +115,39 @@ def ramp(
     Raises:
       RobotError: if the pose is outside the robot's limits, or it's lost or held on the way.
     """
-    gap = closest = math.inf
-    since = 0.0
+    gap, approach = math.inf, _Approach(patience)
 
-    def approach() -> bool:
-        nonlocal gap, closest, since
-        gap, now = float(np.max(np.abs(robot.send(pose) - pose))), time.perf_counter()
-        if gap < closest:
-            closest, since = gap, now
-        return gap <= tolerance or now - since > patience
+    def closer() -> bool:
+        nonlocal gap
+        gap = float(np.max(np.abs(robot.send(pose) - pose)))
+        return gap <= tolerance or approach.ends(gap)
 
-    pace(approach, rate, stopped=stopped)
+    pace(closer, rate, stopped=stopped)
     if gap > tolerance and not stopped():
-        raise RobotError(
-            f"the robot doesn't reach its start pose {np.round(pose, 3).tolist()} rad: it's "
-            f"{gap:.3f} rad away and has come no closer for {patience} s, so the pose is outside "
-            "its limits, or something holds it"
-        )
+        raise approach.failure("its start pose", pose)
     return gap <= tolerance
+
+
+class _Approach:
+    """Whether a robot still comes closer to a pose."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience, self._closest, self._since = patience, math.inf, 0.0
+
+    def ends(self, gap: float) -> bool:
+        """Whether it has come no closer for too long."""
+        now = time.perf_counter()
+        if gap < self._closest:
+            self._closest, self._since = gap, now
+        return now - self._since > self._patience
+
+    def failure(self, what: str, pose: np.ndarray) -> RobotError:
+        """The error to raise then."""
+        return RobotError(
+            f"the robot doesn't reach {what} {np.round(pose, 3).tolist()} rad: it's "
+            f"{self._closest:.3f} rad away and has come no closer for {self._patience} s, so the "
+            "pose is outside its limits, or something holds it"
+        )
 
 
 class Deployment(NamedTuple):
@@ -197,14 +215,15 @@ class _Follower:
     A robot that may not move as fast would otherwise fall behind for good, and cut corners, each
     joint on its own way to where the simulated arm is by now, through poses that this one was never
     in. So commands lie on straight lines between simulated poses, and each is repeated until the
-    robot is near.
+    robot is near, or comes no closer.
 
     Attributes:
       waited: steps in which the simulation stood still.
     """
 
-    def __init__(self, robot: Robot, twin: Twin) -> None:
+    def __init__(self, robot: Robot, twin: Twin, patience: float = _PATIENCE) -> None:
         self.waited = 0
+        self._patience, self._approach = patience, _Approach(patience)
         self._robot, self._twin = robot, twin
         self._pose = self._command = twin.pose
         self._gap = 0.0
@@ -219,8 +238,12 @@ class _Follower:
             self.waited += 1
         if near:
             self._command = _along(self._command, self._pose)
+            self._approach = _Approach(self._patience)
         try:
             self._gap = float(np.max(np.abs(self._robot.send(self._command) - self._command)))
+            if self._gap > _NEAR and self._approach.ends(self._gap):
+                self._robot.stop()
+                raise self._approach.failure("the pose", self._command)
         except RobotError as error:
             self._error = error
         return self._error is not None

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrobo.env import Env
@@ -45,7 +46,7 @@ class Twin:
         def step(params: Params, state: Any, carry: Any, key: jax.Array) -> tuple:
             key, act_key = jax.random.split(key)
             action, carry, _ = policy.act(params, carry, policy.observe(state), act_key)
-            state = env.step(state, action)
+            state = env.step(state, jnp.clip(action, -1.0, 1.0))  # as rollouts do
             return state, carry, key, state.data.qpos, state.metrics[name]
 
         self._key = key

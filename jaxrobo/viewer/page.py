@@ -3,6 +3,7 @@
 Click a simulation to take it over, drag its goal, pause, step, and see how it's doing.
 """
 
+import socket
 import time
 from typing import Any
 
@@ -71,6 +72,18 @@ _FREE_KEYS = """
 """
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises ValueError if no page can be at an address: viser would wait for it for ever."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"port must be in 0 .. 65535, got {port}")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"can't listen at {host!r}: {error}") from error
+
+
 class Page:
     """The page of a `Player`. Nothing happens on it until `run`.
 
@@ -90,7 +103,11 @@ class Page:
           title: what the panel says on top.
           host: the address to listen at; 0.0.0.0 lets other machines in.
           port: the port, or the next one that's free.
+
+        Raises:
+          ValueError: if it can't listen there.
         """
+        check_address(host, port)
         self.player = player
         self.frames = 0
         self.note = ""

@@ -41,7 +41,7 @@ def shaken(params):
 def ppo_policy(**options):
     """A trainer of PPO, whose observation has two entries, and what could have been learned."""
     env = Tasks()
-    config = ppo.Config(num_envs=4, horizon=4, hidden=(16, 16), **options)
+    config = ppo.Config(**{"num_envs": 4, "horizon": 4, "hidden": (16, 16), **options})
     network = shaken(ppo.actor_critic(env, config).init(KEY, jnp.zeros(7)))
     mean, var = RNG.normal(size=7), RNG.uniform(0.1, 2.0, 7)
     stats = RunningStats(jnp.ones(()), jnp.asarray(mean), jnp.asarray(var))
@@ -87,6 +87,7 @@ CASES = {
     **{name: dict(activation=name) for name in runner.ACTIVATIONS},
     "apart": dict(shared_trunk=False),
     "raw": dict(normalise_observations=False),
+    "linear": dict(hidden=()),
 }
 
 
@@ -226,6 +227,21 @@ def test_a_file_that_was_cut_short_is_refused(read, length, exported, tmp_path):
     path.write_bytes(exported.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"policy.npz isn't an exported policy, or was cut short"):
         read(str(path))
+
+
+@pytest.mark.parametrize("read", [runner.Policy, load_npz])
+def test_a_damaged_file_is_refused_or_read(read, exported, tmp_path):
+    """Of bytes that are wrong, most are noticed by the checksums, and some don't matter."""
+    whole, path, refused = exported.read_bytes(), tmp_path / "policy.npz", 0
+    for place in [*range(0, 100, 7), *range(len(whole) - 700, len(whole), 7)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            read(str(path))
+        except ValueError:
+            refused += 1
+    assert refused > 20
 
 
 def test_a_single_array_is_refused(exported, tmp_path, monkeypatch):

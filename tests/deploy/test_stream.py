@@ -146,6 +146,26 @@ def test_the_simulation_waits_for_the_arm_which_takes_its_way(by):
     assert off.max() <= 0.05
 
 
+def test_an_arm_that_never_gets_there_is_given_up():
+    """One whose second joint ends at 0.3 rad, where the simulated one goes on to 0.51."""
+
+    class Ending(Arm):
+        def send(self, q):
+            return super().send(np.minimum(q, [9.0, 0.3]))
+
+        def stop(self):
+            self.stopped = True
+
+    arm = Ending(1.0)
+    follower = _Follower(arm, Leaps(), patience=0.2)
+    while not follower.step():
+        time.sleep(0.01)
+    words = r"doesn't reach the pose \[.*, 0.3.*\] rad: .* has come no closer for 0.2 s"
+    with pytest.raises(RobotError, match=words):
+        follower.finish()
+    assert arm.stopped
+
+
 def test_the_simulation_does_not_wait_for_an_arm_that_keeps_up():
     """At 1 rad/s, told of two periods late."""
 

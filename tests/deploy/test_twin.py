@@ -1,11 +1,12 @@
 """The simulated robot, against a rollout of the same policy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import envs
 from jaxrobo.deploy import Twin
-from jaxrobo.policy import chunked
+from jaxrobo.policy import chunked, constant
 
 KEY = jax.random.key(3)
 
@@ -28,3 +29,13 @@ def test_it_goes_on_beyond_the_end_of_an_episode_and_plans_when_it_is_time():
     np.testing.assert_array_equal(twin.pose, twin.state.data.qpos)
     assert twin.metric == goals
     assert twin.dt == bare.dt
+
+
+def test_actions_are_clipped_as_rollouts_do(monkeypatch):
+    """In a task that relies on it, as tasks may."""
+    env = envs.make("DofbotReacher", "native")
+    add = lambda _, s, action: s.replace(data=s.data.replace(qpos=s.data.qpos + action))
+    monkeypatch.setattr(type(env.unwrapped), "step", add)
+    twin = Twin(env, constant(jnp.full(5, 3.0)), (), KEY)
+    before = twin.pose
+    np.testing.assert_allclose(twin.step(), before + 1, rtol=1e-6)

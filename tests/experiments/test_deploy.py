@@ -58,6 +58,9 @@ def test_a_run_of_another_task_is_refused(tmp_path, capsys):
     rundir.write_json(tmp_path / rundir.CONFIG, {"env": "PegHole"})
     message = refusal(deploy.main, [*DRY, "--run-dir", str(tmp_path)], capsys)
     assert "is a run of PegHole; a dofbot needs one of DofbotReacher" in message
+    rundir.write_json(tmp_path / rundir.CONFIG, {"refinement": {}})
+    message = refusal(deploy.main, [*DRY, "--run-dir", str(tmp_path)], capsys)
+    assert "holds the stages of experiments.refine" in message
 
 
 @pytest.mark.parametrize(
@@ -249,3 +252,7 @@ def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
     policy = runner.Policy(str(tmp_path / "out" / "policy.npz"))
     expected = trainer.act(True).act(params, (), jnp.ones(3), jax.random.key(0))[0]
     np.testing.assert_allclose(policy.act(np.ones(3)), expected, atol=1e-5)
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    message = refusal(export.main, ["--run-dir", "run", "--out", str(tmp_path / "file")], capsys)
+    assert "file" in message

@@ -59,9 +59,10 @@ def test_the_librarys_own_policy_acts_where_it_was_trained_for_the_options():
 @pytest.mark.parametrize("option", [[], ["--velocity-cap", "2"]])
 def test_the_page_and_the_console_say_what_acts(option, monkeypatch, capsys):
     shown = SimpleNamespace(url="http://here", run=lambda: None, close=lambda: None)
-    page = SimpleNamespace(Page=lambda *arguments: shown)
+    ignore = lambda *arguments: None
+    page = SimpleNamespace(Page=lambda *arguments: shown, check_address=ignore)
     monkeypatch.setitem(sys.modules, "jaxrobo.viewer.page", page)
-    monkeypatch.setattr(play, "Player", lambda *arguments: None)
+    monkeypatch.setattr(play, "Player", ignore)
     play.main([*REACHER, *option])
     expected = "scripted expert (no trained policy" if option else "trained policy dofbot"
     assert shown.note.startswith(f"acting: {expected}")
@@ -173,6 +174,9 @@ def test_follow_loads_what_is_newer(finished, seed):
         ([*REACHER, "--run-seed", "1"], "--run-dir is missing"),
         ([*REACHER, "--velocity-cap", "-1"], "velocity_cap must be positive, got -1"),
         (["--env", "Foo"], "unknown environment 'Foo'; valid: DofbotReacher"),
+        ([*REACHER, "--port", "70000"], "port must be in 0 .. 65535, got 70000"),
+        ([*REACHER, "--host", "192.0.2.1"], "can't listen at '192.0.2.1'"),
+        ([*REACHER, "--host", "no.such.host.invalid"], "can't listen at 'no.such.host.invalid'"),
     ],
 )
 def test_mistakes(argv, message, capsys):
@@ -186,6 +190,15 @@ def test_a_run_of_another_task_is_refused(tmp_path):
     (tmp_path / rundir.CONFIG).write_text('{"env": "PegHole"}')
     with pytest.raises(ValueError, match="is a run of PegHole, not of DofbotReacher"):
         play.load(play.Options(run_dir=tmp_path, env="DofbotReacher"), None)
+
+
+def test_the_folder_of_experiments_refine_is_refused(tmp_path):
+    (tmp_path / rundir.CONFIG).write_text('{"refinement": {}}')
+    with pytest.raises(training.RunError, match=r"choose .*/refined or .*/clone"):
+        play.load(play.Options(run_dir=tmp_path, env="PegHole"), None)
+    (tmp_path / rundir.CONFIG).write_text('{"task": {}}')
+    with pytest.raises(training.RunError, match=r"config.json has no env"):
+        play.load(play.Options(run_dir=tmp_path), None)
 
 
 @pytest.mark.parametrize("env", envs.names())
