@@ -24,6 +24,7 @@ from rich.progress import (
 import envs
 from experiments import cli
 from jaxrobo import data
+from jaxrobo._files import obstacle
 from jaxrobo.env import Env
 from jaxrobo.policy import Policy
 from jaxrobo.rollout import check_seed
@@ -133,6 +134,8 @@ def _progress(env: Env, options: Collection) -> tuple[int, int]:
     about = data.describe(env, "train", options.seed)
     if not options.out.exists():
         data.check_format(options.format or "", about)
+        if why := obstacle(options.out):
+            raise data.DataError(why)
         return 0, 0
     there = data.read(options.out)
     if there.metadata.env is None:

@@ -23,6 +23,9 @@ import envs
 from experiments import cli
 from jaxrobo import data
 
+_FILMED = 4
+"""Episodes in a film, unless it's said which."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -31,12 +34,12 @@ class Options:
     Attributes:
       path: a zarr store, an HDF5 file, a FurnitureBench pickle or a folder of these.
       video: films episodes into this `.mp4`.
-      episodes: which, by their place in the file.
+      episodes: which, by their place in the file; the first four if None.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
     video: Path | None = None
-    episodes: tuple[int, ...] = (0, 1, 2, 3)
+    episodes: tuple[int, ...] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,7 +80,7 @@ def show(path: Path, demos: data.Trajectories) -> None:
     rich.print(arrays)
 
 
-def film(demos: data.Trajectories, path: Path, episodes: Sequence[int]) -> None:
+def film(demos: data.Trajectories, path: Path, episodes: Sequence[int] | None) -> None:
     """Films some of the episodes side by side, in real time.
 
     Raises:
@@ -90,7 +93,11 @@ def film(demos: data.Trajectories, path: Path, episodes: Sequence[int]) -> None:
     from jaxrobo.data.films import to_film
 
     about = demos.metadata
-    episodes = [e for e in episodes if 0 <= e < demos.episodes]
+    if episodes is None:
+        episodes = range(min(_FILMED, demos.episodes))
+    for e in episodes:
+        if not 0 <= e < demos.episodes:
+            raise data.DataError(f"there is no episode {e}; valid: 0 to {demos.episodes - 1}")
     if not 1 <= len(episodes) <= rendering.MAX_TILES:
         raise data.DataError(
             f"1 to {rendering.MAX_TILES} episodes fit into a video, got {len(episodes)}"

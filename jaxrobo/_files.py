@@ -18,3 +18,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+def obstacle(path: Path) -> str | None:
+    """Why a file or folder can't be made, in words; None if it can."""
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        return f"{path} can't be made: {parent} isn't a folder"
+    if not os.access(parent, os.W_OK):
+        return f"{path} can't be made: {parent} may not be written to"
+    return None

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from jaxrobo._files import replacing
+from jaxrobo._files import obstacle, replacing
 from jaxrobo.checkpoint import RunError
 
 CONFIG, RESULT, BEST, LAST = "config.json", "result.json", "best", "last"
@@ -33,8 +33,9 @@ def check(run_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
     """Checks that a new run may take a folder, or that an old run may go on there.
 
     Raises:
-      RunError: if a new run's folder isn't empty; if there's no run to resume, or it was started
-        with another configuration: all fields that differ are named, with both values.
+      RunError: if a new run's folder isn't empty, or can't be made; if there's no run to resume, or
+        it was started with another configuration: all fields that differ are named, with both
+        values.
     """
     if resume:
         if changes := differences(_fixed(read_config(run_dir)), _fixed(plain(config))):
@@ -43,6 +44,8 @@ def check(run_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
             )
     elif run_dir.exists() and (not run_dir.is_dir() or any(map(_ours, run_dir.iterdir()))):
         raise RunError(f"{run_dir} exists: resume the run, or choose another folder")
+    elif why := obstacle(run_dir):
+        raise RunError(why)
 
 
 def _ours(path: Path) -> bool:

@@ -59,6 +59,8 @@ def test_only_a_new_or_empty_folder_is_taken(tmp_path):
     for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(RunError, match="exists: resume the run, or choose another folder"):
             check(folder, {}, resume=False)
+    with pytest.raises(RunError, match=r"run can't be made: .*file isn't a folder"):
+        check(tmp_path / "file" / "run", {}, resume=False)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def columns_in(layout: Layout, paths: Iterable[str], mode: str | None) -> dict[s
             found["action"] = path
         elif name in (*_STEPS, *_EPISODES):
             found[name] = path
-        elif field in _DICTS:
+        elif field in _DICTS and key:
             found[f"{field}/{key}"] = path
         elif in_steps and name not in _RESERVED and "/" not in name:
             found[f"obs/{name}"] = path

@@ -1,6 +1,6 @@
 """Refuses data that isn't whole, or isn't an environment's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,9 @@ from jaxrobo.env import Env
 
 T = TypeVar("T")
 
+_NUMBERS = "biuf"
+"""What `dtype.kind` says of numbers."""
+
 _OF_THE_TASK = ("env", "config", "action", "dt")
 """The metadata that an environment must agree with."""
 
@@ -30,7 +33,7 @@ def check(trajectories: Trajectories, where: str) -> Trajectories:
       where: what to call it in an error, such as its path.
 
     Raises:
-      DataError: on no or ragged episodes, arrays of a wrong length or shape, NaN or infinity.
+      DataError: on no or ragged episodes, arrays of a wrong length or shape, NaN, infinity or text.
     """
     steps, episodes = columns(trajectories)
     check_ends(trajectories.episode_ends, len(trajectories.action), where)
@@ -65,7 +68,24 @@ def check_ends(ends: np.ndarray, steps: int, where: str) -> None:
         raise DataError(f"{where}: the last episode ends at step {ends[-1]}, but there are {steps}")
 
 
+def without_text(
+    found: Mapping[str, T], obs: Sequence[str] | None, kind: Callable[[T], str]
+) -> dict[str, T]:
+    """Columns without observations of text, unless they were asked for: no policy reads them.
+
+    Args:
+      found: the columns.
+      obs: the observations that were asked for; all if None.
+      kind: the `dtype.kind` of a column.
+    """
+    shown = ("obs/", "final_obs/")
+    keep = lambda name, v: obs is not None or not name.startswith(shown) or kind(v) in _NUMBERS
+    return {name: v for name, v in found.items() if keep(name, v)}
+
+
 def _check_finite(name: str, value: np.ndarray, where: str) -> None:
+    if value.dtype.kind not in _NUMBERS:
+        raise DataError(f"{where}: {name!r} is of type {value.dtype}, expected numbers")
     if np.issubdtype(value.dtype, np.floating) and not np.all(np.isfinite(value)):
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise DataError(f"{where}: {name!r} is {value[bad]} in row {bad[0]}, expected a number")

@@ -17,7 +17,7 @@ A file is replaced at once or not at all, when episodes are added, too.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxrobo._files import replacing
 from jaxrobo.data import normaliser as normalisers
-from jaxrobo.data.checks import check, check_settings, require, select
+from jaxrobo.data.checks import check, check_settings, require, select, without_text
 from jaxrobo.data.normaliser import Normaliser
 from jaxrobo.data.trajectories import (
     BOOLS,
@@ -99,7 +99,7 @@ def read(path: Path, obs: Sequence[str] | None = None, mask: str | None = None) 
 
     Args:
       path: where it is.
-      obs: which observations to read; all if None, images too.
+      obs: which observations to read; all but text if None, images too.
       mask: reads the demonstrations that this mask names; all if None.
 
     Raises:
@@ -181,15 +181,19 @@ def _demo(demo: h5py.Group, path: Path, obs: Sequence[str] | None) -> Columns:
     """Reads one episode: its columns, those of the episode with a single row."""
     where = f"{path}, {demo.name.rpartition('/')[2]}"
     require(demo, ("actions", "obs"), where)
-    found = {f"obs/{k}": v for k, v in demo["obs"].items()}
-    found |= {f"final_obs/{k}": v for k, v in demo.get("next_obs", {}).items()}
-    found |= {f"poses/{k}": v for k, v in demo.get("poses", {}).items()}
+    found = {f"obs/{k}": v for k, v in _members(demo, "obs", where)}
+    found |= {f"final_obs/{k}": v for k, v in _members(demo, "next_obs", where)}
+    found |= {f"poses/{k}": v for k, v in _members(demo, "poses", where)}
     found |= {"action": demo["actions"]}
     found |= {"reward": demo["rewards"]} if "rewards" in demo else {}
     found |= {k: demo[k] for k in _PER_STEP if k in demo}
+    found = select(found, obs, where)
+    for column, array in found.items():
+        if not isinstance(array, h5py.Dataset):
+            raise DataError(f"{where}: {column!r} is a group, expected an array")
     expected = int(demo.attrs.get("num_samples", len(demo["actions"])))
     values = {}
-    for column, array in select(found, obs, where).items():
+    for column, array in without_text(found, obs, lambda a: a.dtype.kind).items():
         if not array.ndim or len(array) != expected:
             raise DataError(
                 f"{where}: {array.name.rpartition('/')[2]!r} has shape {list(array.shape)}, "
@@ -197,9 +201,17 @@ def _demo(demo: h5py.Group, path: Path, obs: Sequence[str] | None) -> Columns:
             )
         value = array[-1:] if column.startswith("final_obs/") else array[:]
         values[column] = value.astype(bool) if column in BOOLS else value
-    values |= {f"model/{k}": v[()][None] for k, v in demo.get("model", {}).items()}
+    values |= {f"model/{k}": v[()][None] for k, v in _members(demo, "model", where)}
     values |= {k: np.array([demo.attrs[k]]) for k in ("success", "episode") if k in demo.attrs}
     return values
+
+
+def _members(demo: h5py.Group, name: str, where: str) -> Iterable[tuple[str, Any]]:
+    """What a group in a demonstration holds; nothing if it isn't there."""
+    group = demo.get(name, {})
+    if isinstance(group, h5py.Dataset):
+        raise DataError(f"{where}: {name!r} is an array, expected a group of arrays")
+    return group.items()
 
 
 def _demos(file: h5py.File, path: Path, mask: str | None) -> list[str]:
@@ -215,6 +227,9 @@ def _demos(file: h5py.File, path: Path, mask: str | None) -> list[str]:
     if not names:
         raise DataError(f"{path}: there are no demonstrations")
     require(file["data"], names, str(path))
+    for name in names:
+        if not isinstance(file["data"][name], h5py.Group):
+            raise DataError(f"{path}: {name!r} is an array, expected the group of a demonstration")
     return sorted(names, key=_number)
 
 
@@ -231,7 +246,10 @@ def _env_args(metadata: Metadata) -> dict[str, Any]:
 
 
 def _metadata(file: h5py.File) -> Metadata:
-    return Metadata.from_dict(json.loads(file["data"].attrs[_OWN]))
+    try:
+        return Metadata.from_dict(json.loads(file["data"].attrs[_OWN]))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file.filename}: its settings are damaged: {error}") from error
 
 
 @contextmanager
@@ -245,4 +263,6 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path} isn't an HDF5 file, or was cut off: {error}") from error
     with file:
         require(file, ("data",), str(path))
+        if not isinstance(file["data"], h5py.Group):
+            raise DataError(f"{path}: 'data' is an array, expected a group of demonstrations")
         yield file

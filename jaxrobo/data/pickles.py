@@ -133,10 +133,19 @@ def _episode(path: Path, images: bool) -> Trajectories:
             "quaternion xyzw, gripper"
         )
     steps, seen = len(actions), data["observations"]
+    if not steps:
+        raise DataError(f"{path}: there are no actions")
+    if not isinstance(seen, (list, tuple, np.ndarray)) or not all(
+        isinstance(o, Mapping) for o in seen
+    ):
+        raise DataError(f"{path}: 'observations' is a {type(seen).__name__}, expected dicts")
     if len(seen) not in (steps, steps + 1):
         raise DataError(f"{path}: {len(seen)} observations, expected {steps} or one more")
     seen = seen[:steps]  # simulation keeps what follows the last action, too
-    values: Columns = {"obs/robot_state": np.stack([_robot_state(o, path) for o in seen])}
+    states = np.stack([_robot_state(o, path) for o in seen])
+    _check_rotations(actions[:, 3:7], "action", path)
+    _check_rotations(states[:, 3:7], "ee_quat", path)
+    values: Columns = {"obs/robot_state": states}
     for name in (*(("parts_poses",) if "parts_poses" in seen[0] else ()), *(_IMAGES * images)):
         for o in seen:
             require(o, (name,), str(path))
@@ -144,10 +153,19 @@ def _episode(path: Path, images: bool) -> Trajectories:
     values["action"] = actions
     if "rewards" in data:
         values["reward"] = _array(data["rewards"], "rewards", path)
+    if np.size(data["success"]) != 1:
+        raise DataError(f"{path}: 'success' is {data['success']!r}, expected one value")
     values["success"] = np.array([bool(data["success"])])  # "partial_success" counts, as upstream
     ends = np.array([steps])
     complete(values, ends)
     return check(from_columns(values, ends, Metadata()), str(path))
+
+
+def _check_rotations(quats: np.ndarray, name: str, path: Path) -> None:
+    """Raises DataError if one of some quaternions `[T, 4]` is zero."""
+    zero = np.linalg.norm(quats, axis=-1) < 1e-6
+    if zero.any():
+        raise DataError(f"{path}: the quaternion of {name!r} is zero in step {np.argmax(zero)}")
 
 
 def _array(value: Any, name: str, path: Path) -> np.ndarray:

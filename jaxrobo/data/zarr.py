@@ -32,7 +32,7 @@ import zarr
 from jaxrobo._files import replacing
 from jaxrobo.data import normaliser as normalisers
 from jaxrobo.data._layouts import ENDS, LAYOUTS, Layout, columns_in, to_store
-from jaxrobo.data.checks import check, check_ends, check_settings, require, select
+from jaxrobo.data.checks import check, check_ends, check_settings, require, select, without_text
 from jaxrobo.data.normaliser import Normaliser
 from jaxrobo.data.trajectories import (
     BOOLS,
@@ -122,7 +122,7 @@ def read(
 
     Args:
       path: where it is.
-      obs: which observations to read; all if None, images too.
+      obs: which observations to read; all but text if None, images too.
       action: which actions to read from a store of others that has both.
 
     Raises:
@@ -135,6 +135,7 @@ def read(
     names = columns_in(layout, _paths(path), metadata.action)
     require(names, ("action",), str(path))
     names = select(names, obs, str(path))
+    names = without_text(names, obs, lambda name: root[name].dtype.kind)
     ends = _committed(root, layout)
     check_ends(ends, ends[-1] if len(ends) else 0, str(path))
     found: Columns = {}
@@ -204,7 +205,10 @@ def _open(path: Path, mode: Literal["r", "r+"]) -> tuple[zarr.Group, Layout]:
         raise DataError(f"{path} isn't a zarr 2 store: expected a folder with .zgroup")
     for layout in LAYOUTS.values():
         if (path / layout.ends / ".zarray").is_file():
-            return zarr.open_group(path, mode=mode, zarr_format=2), layout
+            try:
+                return zarr.open_group(path, mode=mode, zarr_format=2), layout
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{path}: its metadata is damaged: {error}") from error
     found = ", ".join(_paths(path)) or "nothing"
     raise DataError(f"{path}: {ENDS!r} is missing, in the store and in meta; found {found}")
 
@@ -221,7 +225,9 @@ def _paths(path: Path) -> list[str]:
 
 def _committed(root: zarr.Group, layout: Layout) -> np.ndarray:
     """The ends of whole episodes; zeros at the end are of a writer that was killed."""
-    ends = root[layout.ends][:]
+    ends = root[layout.ends][...]
+    if ends.ndim != 1:
+        raise DataError(f"{ENDS!r} is {ends.dtype} {list(ends.shape)}, expected integers [E]")
     return np.trim_zeros(ends, "b").astype(np.int64) if ends.dtype.kind in "iu" else ends
 
 

@@ -34,7 +34,8 @@ def flatten_observation(spec: Spec | dict[str, Spec], observation: Observation) 
       ValueError: if an entry isn't of kind "state": points and images need another encoder.
     """
     specs = _states(spec)
-    values = observation if isinstance(observation, dict) else {"observation": observation}
+    one = not isinstance(observation, dict)
+    values = dict(zip(specs, [observation], strict=True)) if one else observation
     return jnp.concatenate([values[k].reshape(-1) for k in sorted(specs)])
 
 

@@ -149,6 +149,42 @@ def test_a_bad_demonstration_is_refused(file, key, value, message):
         hdf5.read(file)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data", np.zeros(3), "'data' is an array, expected a group of demonstrations"),
+        ("data/demo_1", np.zeros(3), "'demo_1' is an array, expected the group"),
+        ("data/demo_1/obs", np.zeros(3), "demo_1: 'obs' is an array, expected a group of arrays"),
+        ("data/demo_1/obs/robot_state", {"q": 1}, "demo_1: 'obs/robot_state' is a group, expected"),
+    ],
+)
+def test_another_structure_is_refused(file, key, value, message):
+    with h5py.File(file, "r+") as f:
+        del f[key]
+        if isinstance(value, dict):
+            f.create_group(key)
+        else:
+            f[key] = value
+    with pytest.raises(DataError, match=message):
+        hdf5.read(file)
+
+
+def test_text_is_left_out(file):
+    with h5py.File(file, "r+") as f:
+        for demo in f["data"].values():
+            demo["obs/instruction"] = np.full(len(demo["actions"]), b"insert it")
+    assert_same(hdf5.read(file), sample())
+    with pytest.raises(DataError, match=r"'obs/instruction' is of type \|S9, expected numbers"):
+        hdf5.read(file, obs=("instruction",))
+
+
+def test_damaged_settings_are_refused(file):
+    with h5py.File(file, "r+") as f:
+        f["data"].attrs["jaxrobo"] = "{"
+    with pytest.raises(DataError, match=r"x.hdf5: its settings are damaged"):
+        hdf5.read(file)
+
+
 def test_a_missing_demonstration_is_refused(file):
     with h5py.File(file, "r+") as f:
         del f["data/demo_1"]

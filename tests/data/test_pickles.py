@@ -154,6 +154,15 @@ class Evil:
             episode(observations=[{"robot_state": np.zeros(13)}] * 5),
             r"'robot_state' has shape \[13\], expected \[14\]",
         ),
+        (episode(0, actions=np.zeros((0, 8))), "there are no actions"),
+        (episode(observations=5), "'observations' is a int, expected dicts"),
+        (episode(observations=[1] * 5), "'observations' is a list, expected dicts"),
+        (episode(success=[True, False]), r"'success' is \[True, False\], expected one value"),
+        (episode(actions=np.zeros((5, 8))), "the quaternion of 'action' is zero in step 0"),
+        (
+            episode(observations=[{"robot_state": np.zeros(14)}] * 5),
+            "the quaternion of 'ee_quat' is zero in step 0",
+        ),
     ],
 )
 def test_bad_pickles_are_refused(tmp_path, data, message):

@@ -23,6 +23,9 @@ from tests.data.samples import ABOUT, assert_same, sample
 LAYOUTS = ("diffusion_policy", "robust_rearrangement")
 
 
+LAYOUT_ENDS = {"diffusion_policy": "meta/episode_ends", "robust_rearrangement": "episode_ends"}
+
+
 @pytest.fixture(params=LAYOUTS)
 def layout(request):
     return request.param
@@ -320,6 +323,39 @@ def test_names_that_the_layout_needs_are_refused(tmp_path, layout):
         with pytest.raises(DataError, match=f"can't call an observation '{name}'"):
             zarr.write(tmp_path / "x.zarr", bad, layout)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["poses", "model", "final_obs"])
+def test_an_observation_may_be_called_like_a_field(tmp_path, layout, name):
+    named = sample().replace(obs={name: sample().action}, final_obs={})
+    zarr.write(tmp_path / "x.zarr", named, layout)
+    assert_same(zarr.read(tmp_path / "x.zarr"), named)
+
+
+def test_text_is_left_out(store, layout):
+    path = folder(store, layout, "instruction").relative_to(store).as_posix()
+    text = np.full(sample().steps, "insert it")
+    array = zarr_library.open_group(store, mode="r+").create_array(path, data=text)
+    assert array.dtype.kind in "UT"
+    assert_same(zarr.read(store), sample())
+    with pytest.raises(DataError, match="'obs/instruction' is of type <U9, expected numbers"):
+        zarr.read(store, obs=("instruction",))
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_damaged_metadata_is_refused(store, content):
+    (store / ".zattrs").write_text(content)
+    with pytest.raises(DataError, match="its metadata is damaged"):
+        zarr.read(store)
+
+
+def test_ends_that_are_one_number_are_refused(store, layout):
+    path = LAYOUT_ENDS[layout]
+    root = zarr_library.open_group(store, mode="r+")
+    del root[path]
+    root.create_array(path, data=np.array(8))
+    with pytest.raises(DataError, match=r"'episode_ends' is int64 \[\], expected integers \[E\]"):
+        zarr.read(store)
 
 
 def test_robust_rearrangement_takes_poses_only(tmp_path):

@@ -143,6 +143,7 @@ def test_a_file_with_poses_is_refused_if_none_are_wanted(tmp_path, capsys):
         ([*COIN, "--out", "x.zarr", "--episodes", "0"], ["episodes must be at least 1, got 0"]),
         ([*COIN, "--out", "x.zarr", "--batch", "0"], ["batch must be at least 1, got 0"]),
         ([*COIN, "--out", "x.zarr", "--seed", "-1"], ["seed must be in 0 .. 2147483647, got -1"]),
+        ([*COIN, "--out", "/dev/null/x.zarr"], ["x.zarr can't be made: /dev/null isn't a folder"]),
         ([*COIN, "--out", "x.zarr", "--episode-step", "3"], ["perhaps --episode-steps"]),
         ([*COIN, "--out", "x.zarr", "--no-expert"], ["Coin has no scripted expert"]),
         ([*COIN, "--out", "x.zarr", "--act", "-2"], ["the expert can't act by -2"]),

@@ -72,8 +72,8 @@ def test_a_film_shows_the_chosen_episodes(tmp_path, monkeypatch, capsys):
         (None, [], "there is nothing at"),
         (sample().replace(poses={}), ["--video", "x.mp4"], "there are no poses to film"),
         (sample(), ["--video", "x.mp4"], "unknown environment 'Toy'"),
-        (sample(), ["--video", "x.mp4", "--episodes", "9"], "1 to 9 episodes fit into a video, go"),
-        (sample(), ["--video", "x.mp4", "--episodes=-9"], "fit into a video, got 0"),
+        (sample(), ["--video", "x.mp4", "--episodes", "9"], "there is no episode 9; valid: 0 to 2"),
+        (sample(), ["--video", "x.mp4", "--episodes=-9"], "there is no episode -9"),
         (sample(config=None), ["--video", "x.mp4"], "unknown environment 'Toy'"),
     ],
 )
