@@ -266,6 +266,11 @@ class Wrapper(Env):
         return getattr(self.env, name)
 
 
+def steps_per_action(env: Env) -> int:
+    """How many control steps one call of `env.step` makes: more than 1 in an `ActionRepeat`."""
+    return getattr(env, "steps_per_action", 1)
+
+
 class TimeLimit(Wrapper):
     """Truncates an episode after `steps` control steps, counted in `info["steps"]`."""
 
@@ -288,8 +293,10 @@ class TimeLimit(Wrapper):
 
     def step(self, state: State, action: jax.Array) -> State:
         """See `Env.step`."""
-        steps = state.info["steps"] + 1
+        before = state.info["steps"]
         state = self.env.step(state, action)
+        repeats = steps_per_action(self.env) > 1
+        steps = before + (state.metrics["length"].astype(before.dtype) if repeats else 1)
         truncated = state.truncated | ((steps >= self._steps) & ~state.terminated)
         return state.replace(
             truncated=truncated,
@@ -312,6 +319,11 @@ class ActionRepeat(Wrapper):
         super().__init__(env)
         self._times = times
 
+    @property
+    def steps_per_action(self) -> int:
+        """See the function of this name."""
+        return self._times * steps_per_action(self.env)
+
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
         """See `Env.reset`."""
         state = self.env.reset(key, model)
@@ -322,6 +334,8 @@ class ActionRepeat(Wrapper):
 
         def once(state: State) -> State:
             new = self.env.step(state, action)
+            if steps_per_action(self.env) > 1:  # it counts itself
+                return new
             return new.replace(metrics={**new.metrics, "length": jnp.ones(())})
 
         def again(state: State, _: None) -> tuple[State, tuple]:
@@ -350,7 +364,7 @@ class NaNGuard(Wrapper):
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
         """See `Env.reset`."""
         state = self.env.reset(key, model)
-        obs = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), state.obs)
+        obs = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), state.obs)
         return state.replace(obs=obs, metrics={**state.metrics, "diverged": jnp.zeros(())})
 
     def step(self, state: State, action: jax.Array) -> State:

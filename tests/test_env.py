@@ -23,6 +23,7 @@ from jaxrobo.env import (
     Vectorised,
     batch_any,
     reset_done,
+    steps_per_action,
     vectorise,
 )
 from tests.learning.diagnostic_envs import (
@@ -157,6 +158,25 @@ def test_an_action_ends_with_the_episode():
     assert cut.time_limit == 3
 
 
+def test_limits_and_repeats_count_control_steps_in_any_order():
+    """The walk carries all metrics along, also those of wrappers."""
+
+    def steps(env):
+        state, step = env.reset(KEY), jax.jit(env.step)
+        for _ in range(100):
+            state = step(state, STAY)
+            if state.done:
+                return int(state.info["steps"])
+        raise AssertionError("it never ends")
+
+    assert steps(TimeLimit(ActionRepeat(endless(600), 4), 10)) == 12
+    assert steps(TimeLimit(ActionRepeat(endless(6), 4), 100)) == 6
+    assert steps(ActionRepeat(TimeLimit(TimeLimit(Walk(), 9), 7), 4)) == 7
+    nested = ActionRepeat(ActionRepeat(Walk(), 2), 3)
+    assert nested.step(nested.reset(KEY), jnp.zeros(1)).metrics["length"] == 6
+    assert (steps_per_action(TimeLimit(nested, 5)), steps_per_action(Walk())) == (6, 1)
+
+
 def test_an_action_lasts_a_step_at_least():
     with pytest.raises(ValueError, match="must last at least 1 step, got 0"):
         ActionRepeat(Walk(), 0)
@@ -216,6 +236,12 @@ def test_a_start_that_isnt_finite_shows_zeros():
             return state.replace(obs=jnp.array([jnp.nan, 1.0]))
 
     np.testing.assert_array_equal(NaNGuard(Broken()).reset(KEY).obs, [0.0, 1.0])
+
+    class Whole(Walk):
+        def reset(self, key, model=None):
+            return super().reset(key, model).replace(obs=jnp.array([True, False]))
+
+    assert NaNGuard(Whole()).reset(KEY).obs.dtype == bool
 
 
 def test_a_metric_that_isnt_finite_ends_the_episode_too():

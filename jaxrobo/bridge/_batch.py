@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobo.env import AutoReset, Env, State, Vectorised, reset_done
+from jaxrobo.env import AutoReset, Env, Observation, Spec, State, Vectorised, reset_done
 
 HostObservation = np.ndarray | dict[str, np.ndarray]
 
@@ -89,7 +89,7 @@ class Batch:
         whole = mask.all()
         self.state = self._begin(keys) if whole else self._restart(self.state, keys, mask)
         self.over = self.over & ~mask
-        return to_numpy(self.state.obs)
+        return observation_to_numpy(self.env.observation_spec, self.state.obs)
 
     def step(self, actions: np.ndarray) -> Step:
         """Advances all simulations by one control step.
@@ -107,14 +107,16 @@ class Batch:
             over = np.flatnonzero(self.over).tolist()
             raise RuntimeError(f"the episodes of simulations {over} are over: reset them")
         state = self._step(self.state, np.asarray(actions, np.float32))
-        obs, reward, terminated, truncated, metrics = to_numpy(
-            (state.obs, state.reward, state.terminated, state.truncated, state.metrics)
+        reward, terminated, truncated, metrics = to_numpy(
+            (state.reward, state.terminated, state.truncated, state.metrics)
         )
+        spec = self.env.observation_spec
+        obs = observation_to_numpy(spec, state.obs)
         live, done, final_obs = ~self.over, terminated | truncated, None
         if self._autoreset != "same_step":
             self.over = done
         elif done.any():
-            final_obs = to_numpy(state.info["final_obs"])
+            final_obs = observation_to_numpy(spec, state.info["final_obs"])
         self.state = state
         return Step(obs, reward, terminated, truncated, metrics, live, final_obs)
 
@@ -159,13 +161,21 @@ _EPISODES = {"same_step": AutoReset, "next_step": _NextStep, "disabled": Episode
 
 def compiled(function: Callable[..., State]) -> Callable[..., State]:
     """`jax.jit`, whose states have no weak types: else a second step would compile once more."""
-    strong = lambda x: jax.lax.convert_element_type(x, x.dtype)
+    own_type = lambda x: x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    strong = lambda x: jax.lax.convert_element_type(x, own_type(x))
     return jax.jit(lambda *args: jax.tree.map(strong, function(*args)))
 
 
 def seed_keys(seeds: Iterable[int]) -> jax.Array:
     """For each seed the key that its episodes follow from: `jax.random.key` of it, modulo 2^32."""
     return jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
+
+
+def observation_to_numpy(spec: Spec | dict[str, Spec], observation: Observation) -> HostObservation:
+    """`to_numpy`, of the types that are specified: of 32 bits where JAX calculates with 64."""
+    if isinstance(spec, dict):
+        return {name: observation_to_numpy(spec[name], x) for name, x in observation.items()}
+    return to_numpy(observation).astype(spec.dtype, copy=False)
 
 
 def to_numpy(tree: Any) -> Any:

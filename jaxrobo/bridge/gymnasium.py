@@ -16,7 +16,14 @@ except ImportError as error:
         f"jaxrobo.bridge.gymnasium needs gymnasium ({error}): pip install 'jaxrobo[gymnasium]'"
     ) from error
 
-from jaxrobo.bridge._batch import Episodes, HostObservation, compiled, seed_keys, to_numpy
+from jaxrobo.bridge._batch import (
+    Episodes,
+    HostObservation,
+    compiled,
+    observation_to_numpy,
+    seed_keys,
+    to_numpy,
+)
 from jaxrobo.bridge._camera import Camera, metadata
 from jaxrobo.bridge._gymnasium_vector import GymnasiumVectorEnv
 from jaxrobo.bridge._spaces import action_space, observation_space
@@ -83,7 +90,7 @@ class GymnasiumEnv(gymnasium.Env):
         else:
             key = seed_keys([self.np_random_seed])[0]
         self._state, self._over = self._reset(key), False
-        return to_numpy(self._state.obs), {}
+        return observation_to_numpy(self.env.observation_spec, self._state.obs), {}
 
     def step(self, action: np.ndarray) -> tuple[HostObservation, float, bool, bool, dict[str, Any]]:
         """Advances by one control step.
@@ -107,8 +114,9 @@ class GymnasiumEnv(gymnasium.Env):
         if action.shape != expected:
             raise ValueError(f"an action has shape {action.shape}, expected {expected}")
         self._state = state = self._step(self._state, action)
-        obs, reward, terminated, truncated, metrics = to_numpy(
-            (state.obs, state.reward, state.terminated, state.truncated, state.metrics)
+        obs = observation_to_numpy(self.env.observation_spec, state.obs)
+        reward, terminated, truncated, metrics = to_numpy(
+            (state.reward, state.terminated, state.truncated, state.metrics)
         )
         self._over = bool(terminated | truncated)
         info = {name: value[()] for name, value in metrics.items()}

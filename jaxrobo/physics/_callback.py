@@ -82,7 +82,8 @@ def _jvp(primals: Sequence, tangents: Sequence, **params: Any) -> tuple:
     if not all(isinstance(t, ad.Zero) for t in tangents):
         raise NotImplementedError(
             "the native engine runs on the host and has no derivative; apply jax.lax.stop_gradient "
-            'to the state and the inputs, or use engine="mjx"'
+            'to the state and the inputs, or use engine="mjx" (in reverse mode without '
+            "constraints, or with iterations and ls_iterations of the model at 1)"
         )
     outs = _host_call_p.bind(*primals, **params)
     return outs, [ad.Zero.from_primal_value(o) for o in outs]

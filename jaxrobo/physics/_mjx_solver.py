@@ -96,7 +96,7 @@ def solve(model: mjx.Model, data: mjx.Data) -> mjx.Data:
         return _evaluate(p, i.qacc + step * i.direction, i.count + 1)
 
     start = _evaluate(p, _start(model, data, p), jnp.zeros((), jnp.int32))
-    if model.opt.iterations == 1:  # can be differentiated in reverse
+    if model.opt.iterations == 1:  # with one step of the line search, too: reverse derivatives
         end = advance(start)
     else:
         end = jax.lax.while_loop(unsolved, advance, start)
@@ -184,7 +184,7 @@ def _line_search(p: _Problem, i: _Iterate, iterations: int) -> jax.Array:
     one = jnp.ones((), i.qacc.dtype)
     carry = (one, *at(one), 0 * one, one * jnp.inf, jnp.zeros((), jnp.int32))
     if iterations == 1:
-        return refine(carry)[0]
+        return jnp.where(unsolved(carry), refine(carry)[0], one)
     return jax.lax.while_loop(unsolved, refine, carry)[0]
 
 

@@ -58,7 +58,8 @@ class MjxPhysics(Physics):
 
     Without contacts it agrees with the native engine to rounding. A constraint solver iterates on a
     batch until its slowest simulation has converged, so set `iterations` and `ls_iterations` of the
-    model as low as the task allows.
+    model as low as the task allows. Derivatives in reverse mode need both to be 1 where there are
+    constraints, for JAX can't go back through a loop whose length isn't known.
     """
 
     engine = "mjx"

@@ -17,7 +17,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 import envs
 from jaxrobo import _opengl, rendering
 from jaxrobo.bridge.gymnasium import GymnasiumEnv, GymnasiumVectorEnv, observation_space
-from jaxrobo.env import Spec, TimeLimit
+from jaxrobo.env import ActionRepeat, Spec, TimeLimit
 from jaxrobo.randomise import Randomise, Uniform
 from tests.learning.diagnostic_envs import Aim, Tasks, Walk, endless
 from tests.test_rendering import Slide, needs_gl
@@ -215,10 +215,30 @@ def test_a_step_is_compiled_once():
     assert len(traced) == 1
 
 
+def test_observations_are_of_their_types_in_double_precision_too():
+    with jax.enable_x64(True):
+        env, many = GymnasiumEnv(walk()), GymnasiumVectorEnv(walk(), 2)
+        assert env.observation_space.contains(env.reset(seed=0)[0])
+        assert env.observation_space.contains(env.step(np.zeros(1))[0])
+        assert many.observation_space.contains(many.reset(seed=0)[0])
+        assert many.observation_space.contains(many.step(np.zeros((2, 1)))[0])
+
+
+def test_a_state_may_hold_numbers_of_python():
+    class Plain(Walk):
+        def reset(self, key, model=None):
+            return super().reset(key, model).replace(reward=0.0, done=0.0)
+
+    env = GymnasiumEnv(Plain())
+    env.reset(seed=0)
+    assert env.step(np.ones(1))[1] != 0
+
+
 @needs_gl
 def test_pictures_are_those_of_films():
     env = GymnasiumEnv(Slide(), "rgb_array")
     assert env.metadata == {"render_modes": ["rgb_array"], "render_fps": pytest.approx(1 / 0.02)}
+    assert GymnasiumEnv(ActionRepeat(Slide(), 4)).metadata["render_fps"] == pytest.approx(1 / 0.08)
     pictures, states = [], []
     for step in range(2):
         env.step(np.array([0.3])) if step else env.reset(seed=5)

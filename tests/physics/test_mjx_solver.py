@@ -120,3 +120,31 @@ def test_it_can_be_differentiated_in_reverse_with_one_iteration(model):
     slope = jax.jit(jax.grad(height))(0.0)
     assert np.isfinite(slope)
     assert slope > 0
+
+
+@pytest.mark.parametrize("torque", [0.9, 1.0, 1.01])
+def test_one_iteration_is_exact_where_one_step_is(torque):
+    """A hinge beyond its limit: one row, so that Newton's first step leads to the minimum.
+
+    The acceleration solves (I + J^2 D) a = torque + J D reference, as the many iterations find.
+    """
+    hinge = mujoco.MjModel.from_xml_string(
+        """<mujoco><option gravity="0 0 0"/><worldbody><body>
+        <joint axis="0 1 0" range="-10 10"/>
+        <geom type="capsule" fromto="0 0 0 0 0 -1" size="0.05"/>
+        </body></worldbody></mujoco>"""
+    )
+    data = mujoco.MjData(hinge)
+    data.qpos[:] = 0.3
+    found = []
+    for iterations in (1, 50):
+        hinge.opt.iterations = hinge.opt.ls_iterations = iterations
+        put = mjx.put_model(hinge, impl="jax")
+        state = jax.jit(accelerations)(put, on_device(hinge, data))
+
+        def acceleration(force, put=put, state=state):
+            return solve(put, state.replace(qfrc_smooth=state.qfrc_smooth + force)).qacc[0]
+
+        slope = jax.grad if iterations == 1 else jax.jacfwd
+        found.append((acceleration(torque), slope(acceleration)(torque)))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
