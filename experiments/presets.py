@@ -9,13 +9,14 @@ from typing import Any
 _REACHER = {"evaluate_every": 1_000_000, "num_envs": 2048, "horizon": 16, "epochs": 3}
 """What all reachers have in common."""
 
-_SLOW_REACHER = _REACHER | {
-    "schedule": "adaptive_cosine",
-    "reset_noise": 1.0,
-    "training_episode_steps": 150,
-    "horizon": 32,
-    "hidden": (128, 128),
-}
+_LARGE_REACHER = _REACHER | {"schedule": "adaptive_cosine", "horizon": 32, "hidden": (128, 128)}
+"""What all arms but the Dofbot have in common.
+
+Smaller networks that look less far ahead stop where the UR10, with its original's defects, reaches
+47 to 54 goals, depending on the seed, and lose some of them again without the cosine.
+"""
+
+_SLOW_REACHER = _LARGE_REACHER | {"reset_noise": 1.0, "training_episode_steps": 150}
 """What the arms whose drives lag by a second have in common.
 
 A goal takes about 50 steps. One behind the arm is reached with the waist turned away, bent over its
@@ -43,7 +44,7 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
     # A goal takes 50 steps.
     ("DofbotReacher", "ppo", "servo"): {"discount": 0.98, "steps": 14_000_000},
     # A goal takes about 10 steps.
-    ("UR10Reacher", "ppo"): _REACHER | {"steps": 15_000_000, "discount": 0.98},
+    ("UR10Reacher", "ppo"): _LARGE_REACHER | {"steps": 28_000_000, "discount": 0.98},
     ("KukaReacher", "ppo"): _SLOW_REACHER
     | {"steps": 84_000_000, "action_repeat": 2, "discount": 0.96},
     ("HiwinReacher", "ppo"): _SLOW_REACHER
