@@ -78,10 +78,13 @@ class Env(abc.ABC):
     Attributes:
       metric: the number that the task is judged by.
       time_limit: control steps after which an episode is truncated, or None.
+      steps_per_action: control steps that one call of `step` makes: more than 1 in an
+        `ActionRepeat`.
     """
 
     metric: Metric = Metric("success", beside=("length_of_success",))
     time_limit: int | None = None
+    steps_per_action: int = 1
 
     @abc.abstractmethod
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
@@ -260,15 +263,15 @@ class Wrapper(Env):
         """See `Env.time_limit`."""
         return self.env.time_limit
 
+    @property
+    def steps_per_action(self) -> int:  # type: ignore[override]
+        """See `Env.steps_per_action`."""
+        return self.env.steps_per_action
+
     def __getattr__(self, name: str) -> Any:
         if name == "env":  # not set yet, as while unpickling
             raise AttributeError(name)
         return getattr(self.env, name)
-
-
-def steps_per_action(env: Env) -> int:
-    """How many control steps one call of `env.step` makes: more than 1 in an `ActionRepeat`."""
-    return getattr(env, "steps_per_action", 1)
 
 
 class TimeLimit(Wrapper):
@@ -295,7 +298,7 @@ class TimeLimit(Wrapper):
         """See `Env.step`."""
         before = state.info["steps"]
         state = self.env.step(state, action)
-        repeats = steps_per_action(self.env) > 1
+        repeats = self.env.steps_per_action > 1
         steps = before + (state.metrics["length"].astype(before.dtype) if repeats else 1)
         truncated = state.truncated | ((steps >= self._steps) & ~state.terminated)
         return state.replace(
@@ -320,9 +323,9 @@ class ActionRepeat(Wrapper):
         self._times = times
 
     @property
-    def steps_per_action(self) -> int:
-        """See the function of this name."""
-        return self._times * steps_per_action(self.env)
+    def steps_per_action(self) -> int:  # type: ignore[override]
+        """See `Env.steps_per_action`."""
+        return self._times * self.env.steps_per_action
 
     def reset(self, key: jax.Array, model: Mapping[str, jax.Array] | None = None) -> State:
         """See `Env.reset`."""
@@ -334,7 +337,7 @@ class ActionRepeat(Wrapper):
 
         def once(state: State) -> State:
             new = self.env.step(state, action)
-            if steps_per_action(self.env) > 1:  # it counts itself
+            if self.env.steps_per_action > 1:  # it counts itself
                 return new
             return new.replace(metrics={**new.metrics, "length": jnp.ones(())})
 

@@ -18,7 +18,7 @@ from flax import struct
 from jaxrobo._files import replacing
 from jaxrobo._opengl import RendererUnavailable, canvas, choose_backend
 from jaxrobo._video import real_time, write_video
-from jaxrobo.env import Env, State, steps_per_action
+from jaxrobo.env import Env, State
 from jaxrobo.physics.native import BOUNDS
 from jaxrobo.policy import Params, Policy, watched
 from jaxrobo.rollout import rollout, start
@@ -131,7 +131,7 @@ def film(env: Env, trajectory: Trajectory, path: Path, fps: int | None = None) -
     Raises:
       RendererUnavailable: if this machine can't draw.
     """
-    stride, rate = real_time(env.dt * steps_per_action(env), fps or _MAX_FPS)
+    stride, rate = real_time(env.dt * env.steps_per_action, fps or _MAX_FPS)
     tile = _SIZES[_columns(len(trajectory.qpos))]
     write_video(path, render(env.visual_model, trajectory, None, *tile, stride=stride), rate)
 

@@ -23,7 +23,6 @@ from jaxrobo.env import (
     Vectorised,
     batch_any,
     reset_done,
-    steps_per_action,
     vectorise,
 )
 from tests.learning.diagnostic_envs import (
@@ -174,7 +173,7 @@ def test_limits_and_repeats_count_control_steps_in_any_order():
     assert steps(ActionRepeat(TimeLimit(TimeLimit(Walk(), 9), 7), 4)) == 7
     nested = ActionRepeat(ActionRepeat(Walk(), 2), 3)
     assert nested.step(nested.reset(KEY), jnp.zeros(1)).metrics["length"] == 6
-    assert (steps_per_action(TimeLimit(nested, 5)), steps_per_action(Walk())) == (6, 1)
+    assert (TimeLimit(nested, 5).steps_per_action, Walk().steps_per_action) == (6, 1)
 
 
 def test_an_action_lasts_a_step_at_least():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobo.env import AutoReset, Env, Observation, Spec, State, Vectorised, reset_done
+from jaxrobo.env import AutoReset, Env, Spec, State, Vectorised, reset_done
 
 HostObservation = np.ndarray | dict[str, np.ndarray]
 
@@ -89,7 +89,7 @@ class Batch:
         whole = mask.all()
         self.state = self._begin(keys) if whole else self._restart(self.state, keys, mask)
         self.over = self.over & ~mask
-        return observation_to_numpy(self.env.observation_spec, self.state.obs)
+        return of_spec(self.env.observation_spec, to_numpy(self.state.obs))
 
     def step(self, actions: np.ndarray) -> Step:
         """Advances all simulations by one control step.
@@ -107,18 +107,17 @@ class Batch:
             over = np.flatnonzero(self.over).tolist()
             raise RuntimeError(f"the episodes of simulations {over} are over: reset them")
         state = self._step(self.state, np.asarray(actions, np.float32))
-        reward, terminated, truncated, metrics = to_numpy(
-            (state.reward, state.terminated, state.truncated, state.metrics)
+        obs, reward, terminated, truncated, metrics = to_numpy(
+            (state.obs, state.reward, state.terminated, state.truncated, state.metrics)
         )
         spec = self.env.observation_spec
-        obs = observation_to_numpy(spec, state.obs)
         live, done, final_obs = ~self.over, terminated | truncated, None
         if self._autoreset != "same_step":
             self.over = done
         elif done.any():
-            final_obs = observation_to_numpy(spec, state.info["final_obs"])
+            final_obs = of_spec(spec, to_numpy(state.info["final_obs"]))
         self.state = state
-        return Step(obs, reward, terminated, truncated, metrics, live, final_obs)
+        return Step(of_spec(spec, obs), reward, terminated, truncated, metrics, live, final_obs)
 
     def _begin_if(self, state: State, key: jax.Array, chosen: jax.Array) -> State:
         """One simulation, at the start of an episode if it's chosen."""
@@ -171,11 +170,11 @@ def seed_keys(seeds: Iterable[int]) -> jax.Array:
     return jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
 
 
-def observation_to_numpy(spec: Spec | dict[str, Spec], observation: Observation) -> HostObservation:
-    """`to_numpy`, of the types that are specified: of 32 bits where JAX calculates with 64."""
+def of_spec(spec: Spec | dict[str, Spec], observation: HostObservation) -> HostObservation:
+    """An observation in the types that are specified: of 32 bits where JAX calculates with 64."""
     if isinstance(spec, dict):
-        return {name: observation_to_numpy(spec[name], x) for name, x in observation.items()}
-    return to_numpy(observation).astype(spec.dtype, copy=False)
+        return {name: of_spec(spec[name], x) for name, x in observation.items()}
+    return observation.astype(spec.dtype, copy=False)
 
 
 def to_numpy(tree: Any) -> Any:

@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 
 from jaxrobo._opengl import canvas, choose_backend
-from jaxrobo.env import Env, State, steps_per_action
+from jaxrobo.env import Env, State
 from jaxrobo.rendering import look, own_model, viewpoint
 
 _SIZE = 640, 480
@@ -85,7 +85,7 @@ def metadata(env: Env) -> dict[str, Any]:
     """What gymnasium's `metadata` says about pictures; they play in real time."""
     if not _has_model(env):
         return {"render_modes": []}
-    return {"render_modes": ["rgb_array"], "render_fps": 1 / (env.dt * steps_per_action(env))}
+    return {"render_modes": ["rgb_array"], "render_fps": 1 / (env.dt * env.steps_per_action)}
 
 
 def _has_model(env: Env) -> bool:

@@ -20,7 +20,7 @@ from jaxrobo.bridge._batch import (
     Episodes,
     HostObservation,
     compiled,
-    observation_to_numpy,
+    of_spec,
     seed_keys,
     to_numpy,
 )
@@ -90,7 +90,7 @@ class GymnasiumEnv(gymnasium.Env):
         else:
             key = seed_keys([self.np_random_seed])[0]
         self._state, self._over = self._reset(key), False
-        return observation_to_numpy(self.env.observation_spec, self._state.obs), {}
+        return of_spec(self.env.observation_spec, to_numpy(self._state.obs)), {}
 
     def step(self, action: np.ndarray) -> tuple[HostObservation, float, bool, bool, dict[str, Any]]:
         """Advances by one control step.
@@ -114,10 +114,10 @@ class GymnasiumEnv(gymnasium.Env):
         if action.shape != expected:
             raise ValueError(f"an action has shape {action.shape}, expected {expected}")
         self._state = state = self._step(self._state, action)
-        obs = observation_to_numpy(self.env.observation_spec, state.obs)
-        reward, terminated, truncated, metrics = to_numpy(
-            (state.reward, state.terminated, state.truncated, state.metrics)
+        obs, reward, terminated, truncated, metrics = to_numpy(
+            (state.obs, state.reward, state.terminated, state.truncated, state.metrics)
         )
+        obs = of_spec(self.env.observation_spec, obs)
         self._over = bool(terminated | truncated)
         info = {name: value[()] for name, value in metrics.items()}
         return obs, float(reward), bool(terminated), bool(truncated), info

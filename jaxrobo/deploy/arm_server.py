@@ -119,6 +119,10 @@ def decode_ack(payload: bytes) -> Ack:
     return Ack(status, tuple(pose))
 
 
+_LONGEST_STEP = 0.05
+"""Seconds; what a loop that was stalled makes up for."""
+
+
 class Safety:
     """What stands between commands and motors; pure arithmetic, in the unit of `limits`.
 
@@ -194,20 +198,14 @@ class Safety:
         """The pose for the motors by now."""
         if now - self.heard > self._hold_after:
             self.hold()
-        # A loop that was stalled doesn't make up for it in one leap.
         reach = self._speed * min(max(now - self._stepped, 0.0), _LONGEST_STEP)
         self._stepped = now
         self.pose = tuple(_towards(p, t, reach) for p, t in zip(self.pose, self.target))
         return self.pose
 
 
-_LONGEST_STEP = 0.05
-
-
 def _towards(start: float, end: float, reach: float) -> float:
-    if abs(end - start) <= reach:
-        return end
-    return start + math.copysign(reach, end - start)
+    return end if abs(end - start) <= reach else start + math.copysign(reach, end - start)
 
 
 class Session:
@@ -276,11 +274,9 @@ _TICK = 0.01
 DROP_AFTER = 5.0
 """Seconds of silence after which a client is dropped, so that another may take over."""
 
-_LOOK, _ASTRAY = 0.5, 20.0
-"""Seconds between two looks at a servo, and degrees that it may be away, besides its lag."""
-
-_AGREE = 5.0
-"""Degrees by which two answers of a servo may differ that are believed."""
+_LOOK, _ASTRAY, _AGREE = 0.5, 20.0, 5.0
+"""Seconds between two looks at a servo, degrees that it may be away, besides its lag, and by which
+two of its answers may differ that are believed."""
 
 _LAG = 0.3
 """Seconds that servos are told to take, as in the original's server; long replaced by then."""
@@ -337,16 +333,14 @@ class ArmLib:
         return any(abs(reading - angle) <= slack for reading in self._readings(servo))
 
     def _read(self, servo: int) -> float:
-        # The arm moves from here at a limited speed, but would leap to a garbled angle.
-        seen = []
+        seen = []  # two must agree: the arm would leap to a garbled angle
         for reading in self._readings(servo):
             if any(abs(reading - other) <= _AGREE for other in seen):
                 return reading
             seen.append(reading)
-        if seen:
-            raise OSError(f"servo {servo} answers {seen}, no two alike: is something moving it?")
         hint = "the arm is off, or this servo outside its range: then turn it back by hand"
-        raise OSError(f"servo {servo} doesn't answer: {hint}")
+        what = f"answers {seen}, no two alike" if seen else f"doesn't answer: {hint}"
+        raise OSError(f"servo {servo} {what}")
 
     def _readings(self, servo: int) -> object:
         """What a servo answers to some attempts; now and then, an answer is lost or garbled."""
@@ -471,8 +465,7 @@ class Server:
 
 
 def _log(text: str) -> None:
-    print(time.strftime("%H:%M:%S ") + text, file=sys.stderr)
-    sys.stderr.flush()
+    print(time.strftime("%H:%M:%S ") + text, file=sys.stderr, flush=True)
 
 
 def main(argv: object = None) -> None:
@@ -493,8 +486,7 @@ def main(argv: object = None) -> None:
     try:
         servos = DryRun() if options.dry_run else ArmLib()
         server = Server(servos, options.bind, options.port, options.compatible, options.speed)
-        print("listening on {}:{}".format(*server.address[:2]))
-        sys.stdout.flush()
+        print("listening on {}:{}".format(*server.address[:2]), flush=True)
         server.serve(lambda: signals)
     except (OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,9 +34,11 @@ def flatten_observation(spec: Spec | dict[str, Spec], observation: Observation) 
       ValueError: if an entry isn't of kind "state": points and images need another encoder.
     """
     specs = _states(spec)
-    one = not isinstance(observation, dict)
-    values = dict(zip(specs, [observation], strict=True)) if one else observation
-    return jnp.concatenate([values[k].reshape(-1) for k in sorted(specs)])
+    if not isinstance(observation, dict):
+        if len(specs) > 1:
+            raise ValueError(f"the observation is an array, expected {', '.join(specs)}")
+        observation = dict.fromkeys(specs, observation)
+    return jnp.concatenate([observation[k].reshape(-1) for k in sorted(specs)])
 
 
 def observation_size(spec: Spec | dict[str, Spec]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxrobo.env import Env, steps_per_action
+from jaxrobo.env import Env
 from jaxrobo.policy import Params, Policy
 from jaxrobo.viewer import session as core
 from jaxrobo.viewer.session import Frame, Session
@@ -92,7 +92,7 @@ class Player:
             return 1e-2
         if now >= self._due:
             self._session = self._step(self.params, self._session)
-            period = self.env.dt * steps_per_action(self.env) / self._speed
+            period = self.env.dt * self.env.steps_per_action / self._speed
             self._due = max(self._due + period, now)  # what is late stays late
         return max(0.0, self._due - time.monotonic())
 

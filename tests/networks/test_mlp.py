@@ -20,5 +20,5 @@ def test_an_array_is_the_only_entry(spec):
     np.testing.assert_array_equal(flatten_observation(spec, X), range(6))
     if isinstance(spec, dict):
         np.testing.assert_array_equal(flatten_observation(spec, {min(spec): X}), range(6))
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="the observation is an array, expected a, b"):
         flatten_observation({"a": Spec((2, 3)), "b": Spec(())}, X)
