@@ -46,15 +46,18 @@ def machine() -> dict[str, Any]:
 def report(title: str, rows: list[dict[str, Any]], out: Path | None) -> None:
     """Prints the rows as a table and, with `out`, writes them as JSON beside the machine."""
     table = Table(title=title)
-    for column in rows[0]:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(
-            *(f"{v:,.4g}" if isinstance(v, float | np.floating) else str(v) for v in row.values())
-        )
+        table.add_row(*(_cell(row.get(column, "-")) for column in columns))
     Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
     if out is not None:
         rundir.write_json(out, {"title": title, "machine": machine(), "rows": rows})
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _processor() -> str:

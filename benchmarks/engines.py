@@ -16,6 +16,7 @@ import envs
 from benchmarks.common import report
 from experiments.common import load
 from jaxrobo.env import Env
+from jaxrobo.evaluation import wilson_interval
 from jaxrobo.policy import Params, Policy
 from jaxrobo.rollout import episode_key, rollout, start
 
@@ -43,18 +44,39 @@ def main(options: Options) -> None:
         engine: _outcomes(*_load(options.run_dir, engine), options.episodes)
         for engine in ("native", "mjx")
     }
-    difference = solved["mjx"].astype(float) - solved["native"]
-    half = 1.96 * difference.std(ddof=1) / math.sqrt(options.episodes)
-    mean = difference.mean()
+    native, mjx = solved["native"].astype(bool), solved["mjx"].astype(bool)
+    low, high = _paired_interval(mjx, native)
     row = {
-        "native": float(solved["native"].mean()),
-        "mjx": float(solved["mjx"].mean()),
-        "difference": f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]",
-        "only native": np.flatnonzero(difference < 0).tolist(),
-        "only mjx": np.flatnonzero(difference > 0).tolist(),
+        "native": float(native.mean()),
+        "mjx": float(mjx.mean()),
+        "difference": f"{mjx.mean() - native.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
+        "only native": np.flatnonzero(native & ~mjx).tolist(),
+        "only mjx": np.flatnonzero(mjx & ~native).tolist(),
     }
     who = options.run_dir or "PegHole's expert"
     report(f"{who}, {options.episodes} test episodes on each engine", [row], options.out)
+
+
+def _paired_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The interval of the difference of two rates of the same episodes, also if none differs.
+
+    Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions
+    based on paired data", method 10: from Wilson's intervals of both, and their correlation.
+    """
+    n = len(first)
+    rates = np.array([first.mean(), second.mean()])
+    bounds = np.array([wilson_interval(int(x.sum()), n) for x in (first, second)])
+    down, up = rates - bounds[:, 0], bounds[:, 1] - rates
+    both, neither = (first & second).sum(), (~first & ~second).sum()
+    together = both * neither - (first & ~second).sum() * (second & ~first).sum()
+    if together > 0:
+        together = max(together - n / 2, 0.0)
+    spread = math.sqrt(math.prod(float(x.sum() * (~x).sum()) for x in (first, second)))
+    phi = together / spread if spread else 0.0
+    below = math.sqrt(down[0] ** 2 - 2 * phi * down[0] * up[1] + up[1] ** 2)
+    above = math.sqrt(up[0] ** 2 - 2 * phi * up[0] * down[1] + down[1] ** 2)
+    difference = float(rates[0] - rates[1])
+    return difference - below, difference + above
 
 
 def _load(run_dir: Path | None, engine: str) -> tuple[Env, Policy, Params]:

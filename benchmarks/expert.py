@@ -15,7 +15,7 @@ import tyro
 
 import envs
 from benchmarks.common import report
-from jaxrobo.evaluation import episode_runner, run_episodes, wilson_interval
+from jaxrobo.evaluation import episode_runner, even_batch, run_episodes, wilson_interval
 from jaxrobo.physics import Physics
 from jaxrobo.rollout import rollout, start
 
@@ -57,7 +57,7 @@ def _outcomes(engine: str, randomness: str, episodes: int, batch: int) -> tuple[
 
 
 def _success(randomness: str, options: Options) -> dict:
-    batch = min(options.batch, options.episodes)
+    batch = even_batch(options.episodes, options.batch)
     sums, seconds = _outcomes("native", randomness, options.episodes, batch)
     solved = sums["success"] > 0
     low, high = wilson_interval(int(solved.sum()), len(solved))

@@ -2,8 +2,9 @@
 
 For a scene without contacts (DofbotReacher) and one with (a Panda that moves above a peg and a
 plate with a slot, which lie on a table), compares in one run: the bare `mujoco.batch.Batch` loop;
-the native engine in a jitted scan; MJX in a jitted scan; and for DofbotReacher the whole
-environment with a policy of [64, 64] in a jitted scan (reward, observation, goals, resets and all).
+the same without MuJoCo's profiler, whose clock the native engine stops as well; the native engine
+in a jitted scan; MJX in a jitted scan; and for DofbotReacher the whole environment with a policy of
+[64, 64] in a jitted scan (reward, observation, goals, resets and all).
 All in control steps a second; the physics steps of one are in the title.
 """
 
@@ -25,6 +26,7 @@ from envs.assembly import peg_hole
 from envs.robots import panda
 from jaxrobo.learning import ppo
 from jaxrobo.physics import Physics, make_physics
+from jaxrobo.physics.native import unprofiled
 from jaxrobo.rollout import rollout
 
 
@@ -91,9 +93,12 @@ def _scene(name: str) -> Scene:
 def _native_row(scene: Scene, physics: Physics, n: int, name: str, options: Options) -> dict:
     total = n * scene.steps
     bare = total / best_of(_bare(scene, physics, n), options.repeats)
+    with unprofiled():
+        unclocked = total / best_of(_bare(scene, physics, n), options.repeats)
     engine = total / best_of(_engine(scene, physics, n), options.repeats)
-    row = {"engine": "native", "simulations": n, "bare Batch": bare, "in jit": engine}
-    row["in jit / bare"] = engine / bare
+    row = {"engine": "native", "simulations": n, "bare Batch": bare}
+    row |= {"without its clock": unclocked, "in jit": engine}
+    row |= {"in jit / bare": engine / bare, "in jit / without": engine / unclocked}
     if name == "reacher":
         policy = total / best_of(_policy(n, scene.steps, options), options.repeats)
         row["environment + policy"] = policy

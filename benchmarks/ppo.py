@@ -128,6 +128,11 @@ def _solve(learner: str, seed: int, options: Options) -> dict[str, Any]:
     per_iteration = _steps_per_iteration(learner, settings)
     iterations = max(1, 250_000 // per_iteration)
     chunks = options.max_steps // (iterations * per_iteration)
+    if chunks < 1:
+        raise SystemExit(
+            f"--max-steps must be at least the {iterations * per_iteration} between two tests of "
+            f"{learner}, got {options.max_steps}"
+        )
 
     def mark(policy: Policy, params: Params) -> None:
         watch.lap()

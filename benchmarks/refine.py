@@ -142,7 +142,7 @@ def _reached(log: Path) -> dict[str, str]:
 def _between(rates: list[float]) -> str:
     """The interval of the mean of several trainings' rates."""
     low, high = student_interval(rates)
-    return f"[{100 * low:.1f}, {100 * min(high, 1.0):.1f}]"
+    return f"[{100 * max(low, 0.0):.1f}, {100 * min(high, 1.0):.1f}]"
 
 
 def _rates(counts: dict[str, int], trials: int) -> dict[str, Any]:

@@ -278,11 +278,11 @@ class TimeLimit(Wrapper):
     """Truncates an episode after `steps` control steps, counted in `info["steps"]`."""
 
     def __init__(self, env: Env, steps: int) -> None:
-        """Raises ValueError if `steps` isn't positive."""
-        if steps < 1:
-            raise ValueError(f"a time limit must be at least 1 step, got {steps}")
+        """Raises ValueError if `steps` isn't a positive whole number."""
+        if steps < 1 or steps != int(steps):
+            raise ValueError(f"a time limit must be at least 1 step and whole, got {steps}")
         super().__init__(env)
-        self._steps = steps
+        self._steps = int(steps)
 
     @property
     def time_limit(self) -> int:  # type: ignore[override]
@@ -382,7 +382,8 @@ class NaNGuard(Wrapper):
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in seen]))
         bad = ~finite | getattr(new.data, "diverged", jnp.zeros((), bool))
         keep = lambda good, old: jax.tree.map(lambda g, o: jnp.where(bad, o, g), good, old)
-        metrics = {k: jnp.where(bad, jnp.zeros_like(v), v) for k, v in new.metrics.items()}
+        lost = {k: jnp.zeros_like(v) for k, v in new.metrics.items() if k != "length"}
+        metrics = {**new.metrics, **keep({k: new.metrics[k] for k in lost}, lost)}
         return new.replace(
             obs=keep(new.obs, state.obs),
             reward=keep(new.reward, jnp.zeros_like(new.reward)),

@@ -1,7 +1,7 @@
 """Evaluation: how well a policy does over whole, repeatable episodes, with intervals."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -74,9 +74,7 @@ def evaluator(env: Env, policy: Policy, episodes: int = 256, batch: int = 256) -
     Raises:
       ValueError: see `evaluate`; on an unknown split when it's called.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
-    batch = batch_size(env, min(batch, episodes))
+    batch = batch_size(env, even_batch(episodes, batch))
     run = episode_runner(env, policy, batch)
     run = run if isinstance(env, HostEnv) else jax.jit(run)
 
@@ -91,6 +89,20 @@ def batch_size(env: Env, batch: int) -> int:
     return env.num_envs if isinstance(env, HostEnv) else batch
 
 
+def even_batch(episodes: int, batch: int) -> int:
+    """The smallest batch that needs no more rounds than `batch` does: of 300 by 256, 150.
+
+    A last batch that is only half needed takes as long as the others.
+
+    Raises:
+      ValueError: if either is below 1.
+    """
+    for name, value in (("episodes", episodes), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    return math.ceil(episodes / math.ceil(episodes / batch))
+
+
 def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
     """A function that runs `batch` episodes side by side; pure, unless it's a `HostEnv`.
 
@@ -99,7 +111,8 @@ def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
       ..., each from `fold_in(key, episode)`.
 
     Raises:
-      ValueError: if `batch` isn't positive, or the environment has no time limit.
+      ValueError: if `batch` isn't positive, or the environment has no time limit or doesn't count
+        what it's judged by.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -109,6 +122,8 @@ def episode_runner(env: Env, policy: Policy, batch: int) -> Runner:
         )
     if env.time_limit is None:
         raise ValueError("an episode needs an end: wrap the environment in TimeLimit")
+    counted = jax.eval_shape(env.reset, jax.random.key(0)).metrics
+    _check_metric(env.metric, ["length", "reward", *counted])
 
     def run(params: Params, key: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
         one = lambda episode: run_episode(env, policy, params, jax.random.fold_in(key, episode))
@@ -142,16 +157,15 @@ def summarise(metric: Metric, sums: Mapping[str, np.ndarray]) -> dict[str, Estim
     """Means and intervals of episodes' sums `[episodes]`, the task's metric first.
 
     A task's success rate has a Wilson interval, everything else Student's. Beside a rate stands
-    `length_of_success`, the mean length of the episodes that succeeded; beside a count of goals,
-    `length_per_goal`, the control steps of all episodes by the goals of all. There's neither if
-    nothing was achieved.
+    `length_of_success`, the mean length of the episodes that succeeded; beside a count that has
+    `length_per_<its name>` in `Metric.beside`, as `length_per_goal`, that is the control steps of
+    all episodes by the goals of all. There's neither if nothing was achieved.
 
     Raises:
       ValueError: if the task's metric isn't there, or is called a rate but has sums other than 0
       and 1.
     """
-    if metric.name not in sums:
-        raise ValueError(f"the metric {metric.name!r} isn't among {', '.join(sums)}")
+    _check_metric(metric, sums)
     names = [metric.name, *(k for k in sums if k != metric.name)]
     estimates = {
         k: _estimate(k, sums[k], metric.kind if k == metric.name else "count") for k in names
@@ -163,8 +177,16 @@ def summarise(metric: Metric, sums: Mapping[str, np.ndarray]) -> dict[str, Estim
     if metric.kind == "rate":
         won = _estimate("length_of_success", lengths[achieved > 0], "count")
         return estimates | {"length_of_success": won}
+    name = f"length_per_{metric.name.removesuffix('s')}"
+    if name not in metric.beside:
+        return estimates
     ratio = float(lengths.sum() / achieved.sum()), *ratio_interval(lengths, achieved)
-    return estimates | {f"length_per_{metric.name.removesuffix('s')}": Estimate(*ratio)}
+    return estimates | {name: Estimate(*ratio)}
+
+
+def _check_metric(metric: Metric, names: Iterable[str]) -> None:
+    if metric.name not in names:
+        raise ValueError(f"the metric {metric.name!r} isn't among {', '.join(names)}")
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

@@ -16,6 +16,11 @@ from jaxrobo.env import Env, Observation, State, Wrapper
 _COMPANIONS = {"body_mass": "body_inertia", "actuator_gainprm": "actuator_biasprm"}
 """Fields that mean nothing without another: the same factor is applied to both."""
 
+_OF_CONTACTS = {
+    f"geom_{name}": f"pair_{name}" for name in ("friction", "solref", "solimp", "margin", "gap")
+}
+"""Fields of geoms that contacts take theirs from unless pairs are explicit, and those of pairs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
@@ -69,6 +74,14 @@ def weakened(env: Env, strength: float | jax.Array) -> Env:
     return env
 
 
+def _check_single(env: Env, kind: type) -> None:
+    """What is under way is kept by a fixed name: a second wrapper would overwrite the first's."""
+    while isinstance(env, Wrapper):
+        if isinstance(env, kind):
+            raise ValueError(f"{kind.__name__}: the environment has one already; only one is valid")
+        env = env.env
+
+
 class Randomise(Randomisation):
     """Draws model fields anew for every episode.
 
@@ -90,8 +103,8 @@ class Randomise(Randomisation):
             named `opt.<field>`.
 
         Raises:
-          ValueError: on an unknown field, one that isn't made of real numbers, a companion given
-            beside its principal, or a principal that would be shifted.
+          ValueError: on an unknown field, one that isn't made of real numbers or that no contact
+            uses, a companion given beside its principal, or a principal that would be shifted.
         """
         super().__init__(env)
         self._fields = dict(fields)
@@ -133,9 +146,16 @@ class Randomise(Randomisation):
 
 
 def _nominal(env: Env, field: str) -> jax.Array:
-    value = env.unwrapped.physics.model_field(field)
+    physics = env.unwrapped.physics
+    value = physics.model_field(field)
     if value.dtype.kind != "f":
         raise ValueError(f"{field!r} isn't made of real numbers")
+    m = physics.mj_model
+    if field in _OF_CONTACTS and not (m.geom_contype.any() and m.geom_conaffinity.any()):
+        raise ValueError(
+            f"{field!r} changes nothing: if this model has contacts, they are of explicit pairs, "
+            f"whose field is {_OF_CONTACTS[field]!r}"
+        )
     return jnp.asarray(value, jnp.result_type(float))
 
 
@@ -157,8 +177,9 @@ class Latency(Randomisation):
           observation: the same of observations.
 
         Raises:
-          ValueError: unless `0 <= fewest <= most`, whole numbers.
+          ValueError: unless `0 <= fewest <= most`, whole numbers; on a second one.
         """
+        _check_single(env, Latency)
         super().__init__(env)
         self._action = _whole("action", *action)
         self._observation = _whole("observation", *observation)
@@ -216,8 +237,9 @@ class ObservationNoise(Randomisation):
           high: the greatest.
 
         Raises:
-          ValueError: unless `0 <= low <= high`.
+          ValueError: unless `0 <= low <= high`; on a second one.
         """
+        _check_single(env, ObservationNoise)
         super().__init__(env)
         if not 0 <= low <= high:
             raise ValueError(f"observation noise must be 0 <= low <= high, got {(low, high)}")

@@ -384,5 +384,8 @@ def _write_results(
         write(folder, {"seed": seeds[k]}, estimates[metric], more)
     if plan.seeds > 1:
         means = np.array([estimates[metric].mean for estimates in tests])
-        mean = Estimate(float(means.mean()), *student_interval(means))
+        interval = student_interval(means)
+        if plan.trainer.env.metric.kind == "rate":
+            interval = np.clip(interval, 0.0, 1.0).tolist()
+        mean = Estimate(float(means.mean()), *interval)
         write(plan.run_dir, {"seeds": seeds}, mean, {"each": means.tolist()})

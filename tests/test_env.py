@@ -122,9 +122,10 @@ def test_a_terminal_state_at_the_time_limit_is_not_truncated():
     assert (bool(state.terminated), bool(state.truncated), float(state.done)) == (True, False, 1.0)
 
 
-def test_time_limit_must_be_positive():
-    with pytest.raises(ValueError, match="at least 1 step, got 0"):
-        TimeLimit(Walk(), 0)
+@pytest.mark.parametrize("steps", [0, 2.5])
+def test_time_limit_must_be_positive_and_whole(steps):
+    with pytest.raises(ValueError, match=f"at least 1 step and whole, got {steps}"):
+        TimeLimit(Walk(), steps)
 
 
 # --- action repeat --------------------------------------------------------------------------------
@@ -174,6 +175,16 @@ def test_limits_and_repeats_count_control_steps_in_any_order():
     nested = ActionRepeat(ActionRepeat(Walk(), 2), 3)
     assert nested.step(nested.reset(KEY), jnp.zeros(1)).metrics["length"] == 6
     assert (TimeLimit(nested, 5).steps_per_action, Walk().steps_per_action) == (6, 1)
+
+
+def test_a_divergence_keeps_the_steps_of_an_action_that_were_made():
+    class Broken(Walk):
+        def step(self, state, action):
+            return super().step(state, action).replace(reward=jnp.array(jnp.nan))
+
+    env = NaNGuard(TimeLimit(ActionRepeat(Broken(), 3), 10))
+    state = env.step(env.reset(KEY), jnp.zeros(1))
+    assert (state.metrics["diverged"], state.metrics["length"], state.metrics["moved"]) == (1, 3, 0)
 
 
 def test_an_action_lasts_a_step_at_least():

@@ -10,6 +10,7 @@ from jaxrobo.evaluation import (
     Estimate,
     episode_runner,
     evaluate,
+    even_batch,
     ratio_interval,
     run_episodes,
     student_interval,
@@ -65,7 +66,7 @@ def test_summary_starts_with_the_metric_and_gives_only_it_a_wilson_interval():
     assert summary["won"] == Estimate(0.5, *wilson_interval(2, 4))
     assert summary["length"] == Estimate(0.5, *student_interval(sums["length"]))
     counted = summarise(Metric("won", "count"), sums)
-    assert list(counted) == ["won", "length", "length_per_won"]
+    assert list(counted) == ["won", "length"]
     assert counted["won"] == summary["length"]
 
 
@@ -84,9 +85,10 @@ def test_length_of_success_is_of_the_episodes_that_succeeded():
 def test_length_per_goal_is_a_ratio_of_sums():
     sums = {"length": np.array([4.0, 8.0]), "goals": np.array([1.0, 3.0])}
     # 12 / 4; linearised, 3 + (4 - 3) / 2 and 3 + (8 - 9) / 2: standard error 0.5, t as above.
-    ratio = summarise(Metric("goals", "count"), sums)["length_per_goal"]
+    metric = Metric("goals", "count", beside=("length_per_goal",))
+    ratio = summarise(metric, sums)["length_per_goal"]
     np.testing.assert_allclose(ratio, (3, 3 - 6.3531, 3 + 6.3531), 1e-4)
-    none = summarise(Metric("goals", "count"), sums | {"goals": np.zeros(2)})
+    none = summarise(metric, sums | {"goals": np.zeros(2)})
     assert list(none) == ["goals", "length"]
 
 
@@ -122,6 +124,18 @@ def test_episodes_are_the_same_for_any_batch_and_each_counts_once(batch):
     for name, values in expected_sums("test", 7, 16, 0.25).items():
         assert estimates[name].mean == pytest.approx(values.mean(), rel=1e-6)
     assert list(estimates) == ["success", "length", "reward", "length_of_success"]
+
+
+def test_batches_are_even():
+    assert [even_batch(n, 256) for n in (1, 256, 257, 300, 1024)] == [1, 256, 129, 150, 256]
+
+
+def test_an_environment_without_its_metric_is_refused_before_anything_is_compiled():
+    class Other(Draw):
+        metric = Metric("won")
+
+    with pytest.raises(ValueError, match="the metric 'won' isn't among length, reward, success"):
+        episode_runner(TimeLimit(Other(), 9), constant([0.0]), 4)
 
 
 def test_splits_and_seeds_are_different_episodes():

@@ -76,6 +76,7 @@ def test_what_the_caller_gives_wins():
             "'body_inertia' follows 'body_mass'",
         ),
         ({"body_mass": Uniform(1, 2, "shift")}, "only 'scale'"),
+        ({"geom_friction": Uniform(1, 2)}, "'geom_friction' changes nothing.*'pair_friction'"),
     ],
 )
 def test_bad_fields_are_refused(fields, message):
@@ -195,3 +196,7 @@ def test_bad_delays_and_noise_are_refused():
         Latency(Counter(), observation=(0, 1.5))
     with pytest.raises(ValueError, match=r"observation noise must be .*, got \(-1, 0\)"):
         ObservationNoise(Counter(), -1, 0)
+    with pytest.raises(ValueError, match="Latency: the environment has one already"):
+        Latency(TimeLimit(Latency(Counter(), (1, 1)), 5), observation=(2, 2))
+    with pytest.raises(ValueError, match="ObservationNoise: the environment has one"):
+        ObservationNoise(ObservationNoise(Counter(), 0, 1), 0, 1)

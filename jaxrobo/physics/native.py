@@ -247,7 +247,7 @@ class _BatchPool:
         if batch is None:
             batch = Batch(_without_shortcuts(self._mj_model, varied), n, self.threads())
         # A diverged float64 may not fit a float32.
-        with np.errstate(over="ignore", invalid="ignore"), _unprofiled():
+        with np.errstate(over="ignore", invalid="ignore"), unprofiled():
             yield batch  # an exception drops the Batch
         with self._lock:
             self._free.setdefault(key, []).append(batch)
@@ -257,7 +257,7 @@ class _BatchPool:
 
 
 @contextlib.contextmanager
-def _unprofiled() -> Iterator[None]:
+def unprofiled() -> Iterator[None]:
     """Stops MuJoCo's profiler (`mjData.timer`), whose clock takes half of a two-link arm's step.
 
     The clock is `mjcb_time`, which MuJoCo's Python package sets, and offers no way to clear.

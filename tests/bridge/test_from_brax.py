@@ -252,7 +252,7 @@ def test_what_cannot_be_stepped_is_refused():
         FromBrax(Fast(), 10, observation="state")
     with pytest.raises(ValueError, match="no metric 'success'; valid: reward, length, late, moved"):
         FromBrax(Untidy(), 10, metric=Metric("success"))
-    with pytest.raises(ValueError, match="time limit must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="time limit must be at least 1 step and whole, got 0"):
         FromBrax(Fast(), 0)
     with pytest.raises(ValueError, match="no model fields, got body_mass"):
         FromBrax(Untidy(), 10).reset(KEY, {"body_mass": jnp.ones(2)})
