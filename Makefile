@@ -23,13 +23,13 @@ install: $(STAMP)  ## set up .venv (every target below does it when needed)
 
 # Both go on where they stopped.
 demo: $(STAMP)  ## PegHole from demonstrations to a refined policy, compared and filmed: twenty minutes
-	$(BIN)/python -m experiments.refine --run-dir $(DEMO_DIR)/peg \
-	  $(if $(wildcard $(DEMO_DIR)/peg/config.json),--resume)
+	$(BIN)/python -m experiments.refine --run-dir "$(DEMO_DIR)/peg" \
+	  $$(test -e "$(DEMO_DIR)/peg/config.json" && echo --resume)
 
 taste: $(STAMP)  ## train DofbotReacher by PPO, evaluate it and film it: two minutes
-	$(BIN)/python -m experiments.train --env DofbotReacher --run-dir $(DEMO_DIR)/reacher \
-	  $(if $(wildcard $(DEMO_DIR)/reacher/config.json),--resume)
-	$(BIN)/python -m experiments.evaluate --run-dir $(DEMO_DIR)/reacher --video
+	$(BIN)/python -m experiments.train --env DofbotReacher --run-dir "$(DEMO_DIR)/reacher" \
+	  $$(test -e "$(DEMO_DIR)/reacher/config.json" && echo --resume)
+	$(BIN)/python -m experiments.evaluate --run-dir "$(DEMO_DIR)/reacher" --video
 
 test: lint  ## check style and run the tests; two at a time; PYTEST_ARGS="-k native" instead goes to pytest
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)

@@ -90,10 +90,20 @@ def collect(env: Env, expert: Policy, options: Collection) -> None:
     """Collects what is missing, and stores the normaliser of the whole.
 
     Raises:
-      DataError: if the file is of other settings, or can't be used.
+      DataError: if the file is of other settings, can't be used, or another process writes it.
       NoSuccess: if the expert fails all the time.
     """
-    found, first = _progress(env, options)
+    about = data.describe(env, "train", options.seed, options.failures)
+    if not options.out.exists():
+        data.check_format(options.format or "", about)
+        if why := obstacle(options.out):
+            raise data.DataError(why)
+    with data.claimed(options.out):
+        _collect(env, expert, options, about)
+
+
+def _collect(env: Env, expert: Policy, options: Collection, about: data.Metadata) -> None:
+    found, first = _progress(options, about)
     missing = options.episodes - found
     parts = data.stream(
         env,
@@ -129,13 +139,9 @@ def parse(argv: Sequence[str]) -> tuple[Collection, Any]:
     return parsed.collection, parsed.task
 
 
-def _progress(env: Env, options: Collection) -> tuple[int, int]:
+def _progress(options: Collection, about: data.Metadata) -> tuple[int, int]:
     """How many episodes are there already, and the number of the next to try."""
-    about = data.describe(env, "train", options.seed)
     if not options.out.exists():
-        data.check_format(options.format or "", about)
-        if why := obstacle(options.out):
-            raise data.DataError(why)
         return 0, 0
     there = data.read(options.out)
     if there.metadata.env is None:

@@ -116,7 +116,8 @@ def source_entry(algo: str, source: str | Path | None, run_dir: Path) -> dict[st
     needs = algorithm(algo).source
     if needs is None or str(source) == EXPERT:
         return {needs: EXPERT} if needs else {}
-    entry = {needs: os.path.relpath(source, run_dir)}
+    # Links are followed: the system would follow them before it goes up by "..".
+    entry = {needs: os.path.relpath(Path(source).resolve(), run_dir.resolve())}
     if needs == "base":
         entry["base_fingerprint"] = stored_fingerprint(Path(source) / rundir.BEST)
     return entry
@@ -192,7 +193,7 @@ def restore_trainer(run_dir: Path, engine: str = "auto") -> Trainer:
             return algorithm(algo).make(env, _blank(env), config)
         source = stored["base"] if needs else None
         if source not in (None, EXPERT):
-            source = run_dir / source
+            source = run_dir.resolve() / source
             if stored_fingerprint(source / rundir.BEST) != stored["base_fingerprint"]:
                 raise RunError(f"the base policy in {source} isn't the one that it corrects")
         return make_trainer(name, engine, task, algo, config, source)

@@ -130,6 +130,9 @@ PRESETS: dict[tuple[str, ...], dict[str, Any]] = {
 """By task and algorithm; or by task, algorithm and profile (of the task, or a preset of
 `experiments.refine`), which adds to the former. The preset "cpu" adds nothing."""
 
+SCALES = ("cpu", "long", "paper")
+"""The presets of `experiments.refine`."""
+
 REFINEMENTS: dict[tuple[str, str], dict[str, Any]] = {
     # Parts are kicked every tenth step or so: what to do about a peg that isn't where it should be.
     ("PegHole", "cpu"): {"episodes": 4000, "clone": "bc", "perturbation": 0.1},
@@ -148,6 +151,8 @@ def preset(env: str, algo: str, profile: str | None = None) -> dict[str, Any]:
 
 def check_preset(env: str, algo: str, chosen: str) -> None:
     """Raises ValueError if a preset of `experiments.refine` has nothing for a task's stage."""
+    if chosen not in SCALES:
+        raise ValueError(f"unknown preset {chosen!r}; valid: {', '.join(SCALES)}")
     if ((env, algo) if chosen == "cpu" else (env, algo, chosen)) not in PRESETS:
         raise ValueError(f"{env} has no preset {chosen!r} for {algo}")
 

@@ -104,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, task, demonstrated = parse(argv)
     with cli.failing(ValueError):
         env, run_dir = _begin(options, task, demonstrated)
-    with cli.failing(training.RunError, data.DataError, data.NoSuccess):
+    with (
+        cli.failing(training.RunError, data.DataError, data.NoSuccess),
+        rundir.claimed(run_dir),
+    ):
         finished = _refine(env, options, task, demonstrated, run_dir)
     if not finished:
         again = argv if options.resume else [*argv, "--resume"]

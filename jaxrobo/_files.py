@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -18,6 +20,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def claimed(path: Path, lock: Path, error: type[ValueError]) -> Iterator[None]:
+    """Keeps other processes that claim it too from writing a file or folder.
+
+    Args:
+      path: what is written.
+      lock: an empty file that stays; its folder is made.
+      error: raised on entry, if another process writes there, or nobody may.
+    """
+    held = filelock.FileLock(lock, timeout=0)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except filelock.Timeout:
+        raise error(f"another process is writing {path}") from None
+    except OSError as problem:
+        raise error(f"{path} can't be written to: {problem}") from problem
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def obstacle(path: Path) -> str | None:

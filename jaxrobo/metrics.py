@@ -6,6 +6,7 @@ an evaluation, "validation/<name>" with its interval in "validation/<name>/low" 
 that aren't finite are left out. TensorBoard, and Weights & Biases if asked for, show the same.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -106,10 +107,13 @@ class Logs:
 
 def find_wandb() -> ModuleType:
     """The `wandb` package. Raises RunError if it isn't installed."""
-    try:
-        return importlib.import_module("wandb")
-    except ImportError:
-        raise RunError("wandb isn't installed: run pip install wandb, or leave wandb out") from None
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module("wandb")
+        if hasattr(
+            module, "init"
+        ):  # a folder of that name, which wandb leaves, can be imported too
+            return module
+    raise RunError("wandb isn't installed: run pip install wandb, or leave wandb out")
 
 
 def _drop_after(path: Path, iteration: int) -> None:

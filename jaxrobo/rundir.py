@@ -8,6 +8,7 @@
 With several seeds, the logs and a result of each are in `seed-<seed>/`.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 
+from jaxrobo import _files
 from jaxrobo._files import obstacle, replacing
 from jaxrobo.checkpoint import RunError
 
@@ -46,6 +48,15 @@ def check(run_dir: Path, config: Mapping[str, Any], resume: bool) -> None:
         raise RunError(f"{run_dir} exists: resume the run, or choose another folder")
     elif why := obstacle(run_dir):
         raise RunError(why)
+
+
+def claimed(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from writing a run's folder; makes it.
+
+    Raises:
+      RunError: on entry, if another process writes there, or nobody may.
+    """
+    return _files.claimed(run_dir, run_dir / ".lock", RunError)
 
 
 def _ours(path: Path) -> bool:

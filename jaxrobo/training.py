@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
@@ -99,7 +100,7 @@ def run(
 
     Raises:
       RunError: before anything is compiled or overwritten, if an option is out of range, the folder
-        is taken or can't be resumed, or wandb is missing.
+        is taken, can't be resumed or is written by another process, or wandb is missing.
     """
     plan = Plan(
         trainer,
@@ -115,6 +116,13 @@ def run(
     config = plan.complete(config or {})
     wandb_module = find_wandb() if wandb else None
     rundir.check(plan.run_dir, config, resume)
+    with rundir.claimed(plan.run_dir):
+        return _run(plan, config, resume, wandb_module)
+
+
+def _run(
+    plan: Plan, config: Mapping[str, Any], resume: bool, wandb_module: ModuleType | None
+) -> Result:
     progress = _load(plan) if resume else None
     rundir.write_json(plan.run_dir / rundir.CONFIG, config)
     programs = compile_programs(plan)
@@ -126,7 +134,7 @@ def run(
     with (
         checkpoint.Writer() as writer,
         Logs(plan.run_dir, plan.folders, kept, done, config, wandb_module) as logs,
-        Display(total, done, trainer.env.metric.name) as display,
+        Display(total, done, plan.trainer.env.metric.name) as display,
     ):
         _Loop(plan, programs, progress, writer, logs, display).run()
     return _conclude(plan, programs, progress, config)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxrobo.checkpoint import RunError
 from jaxrobo.evaluation import Estimate
-from jaxrobo.rundir import check, hardware, plain, write_json
+from jaxrobo.rundir import check, claimed, hardware, plain, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,18 @@ def test_missing_damaged_and_foreign_configurations_are_refused(tmp_path, conten
         (tmp_path / "config.json").write_text(content, encoding="latin-1")
     with pytest.raises(RunError, match=message):
         check(tmp_path, {}, resume=True)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    with claimed(tmp_path / "run"):
+        with pytest.raises(RunError, match=r"another process is writing .*run"):
+            claimed(tmp_path / "run").__enter__()
+        check(tmp_path / "run", {}, resume=False)  # the lock isn't something that was written
+    with claimed(tmp_path / "run"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="can't be written to"):
+        claimed(tmp_path / "file").__enter__()
 
 
 def test_a_file_is_whole_even_if_writing_fails(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from jaxrobo.data.normaliser import (
 from jaxrobo.data.stores import (
     FORMATS,
     check_format,
+    claimed,
     extend,
     format_of,
     read,
@@ -53,6 +54,7 @@ __all__ = [
     "check_env",
     "check_format",
     "check_settings",
+    "claimed",
     "collect",
     "concatenate",
     "denormalise",

@@ -109,7 +109,7 @@ def check_env(trajectories: Trajectories, env: Env) -> None:
 def check_settings(
     there: Metadata,
     here: Metadata,
-    fields: tuple[str, ...] = (*_OF_THE_TASK, "conditions", "split", "seed"),
+    fields: tuple[str, ...] = (*_OF_THE_TASK, "conditions", "split", "seed", "failures"),
 ) -> None:
     """Compares the metadata of a file (`there`) with the wanted; the unknown isn't compared.
 

@@ -97,7 +97,7 @@ def stream(
       See `collect`.
     """
     _check_options(env, episodes, batch, poses)
-    key, metadata = split_key(split, seed), describe(env, split, seed)
+    key, metadata = split_key(split, seed), describe(env, split, seed, failures)
     batch = min(batch, episodes)
     env = _EndAtSuccess(env) if env.metric.kind == "rate" else env
     begin, advance = _programs(env, policy, batch, poses)

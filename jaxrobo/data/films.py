@@ -13,7 +13,9 @@ def to_film(trajectories: Trajectories) -> Trajectory:
       DataError: if the episodes were collected without poses.
     """
     if not trajectories.poses:
-        raise DataError("there are no poses to film: collect with poses")
+        raise DataError(
+            "there are no poses to film: collect with poses (experiments.collect --states)"
+        )
     lengths = trajectories.lengths[:, None]
     time = np.arange(lengths.max())
     rows = trajectories.episode_ends[:, None] - lengths + np.minimum(time, lengths - 1)

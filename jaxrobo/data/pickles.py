@@ -117,8 +117,10 @@ def _files(paths: Path | Sequence[Path]) -> list[Path]:
         folder = Path(paths)
         found = [*folder.rglob("*.pkl"), *folder.rglob("*.pkl.xz")]
         paths = sorted(found) if folder.is_dir() else [folder]
+        if not paths:
+            raise DataError(f"there are no .pkl or .pkl.xz files in {folder}")
     if not paths:
-        raise DataError("there are no .pkl or .pkl.xz files")
+        raise DataError("there are no files in the list")
     return list(map(Path, paths))
 
 

@@ -1,9 +1,11 @@
 """Any stored format behind one name: which it is follows from the path."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxrobo import _files
 from jaxrobo.data import hdf5, pickles, zarr
 from jaxrobo.data._layouts import LAYOUTS, check_mode
 from jaxrobo.data.normaliser import Normaliser
@@ -42,6 +44,17 @@ def read(path: Path, obs: Sequence[str] | None = None) -> Trajectories:
     if path.name.endswith((".pkl", ".pkl.xz")) or (path.is_dir() and not _is_zarr(path)):
         return pickles.read(path)
     return _store(path).read(path, obs=obs)
+
+
+def claimed(path: Path) -> AbstractContextManager[None]:
+    """Keeps other processes that claim it too from adding to a store; makes its folder.
+
+    Beside it stays an empty hidden file.
+
+    Raises:
+      DataError: on entry, if another process writes it, or nobody may.
+    """
+    return _files.claimed(path, path.with_name(f".{path.name}.lock"), DataError)
 
 
 def check_format(format_: str, metadata: Metadata) -> None:

@@ -39,6 +39,7 @@ class Metadata:
       dt: seconds a control step lasts.
       split: the episodes' split (`jaxrobo.rollout.SPLITS`).
       seed: which draw of it.
+      failures: whether failed episodes were kept.
       engine: what ran the physics.
       versions: of what the numbers depend on.
     """
@@ -50,6 +51,7 @@ class Metadata:
     dt: float | None = None
     split: str | None = None
     seed: int | None = None
+    failures: bool | None = None
     engine: str | None = None
     versions: Mapping[str, str] | None = None
 
@@ -68,7 +70,12 @@ class Metadata:
         return cls(**values)
 
 
-def describe(env: Env, split: str | None = None, seed: int | None = None) -> Metadata:
+def describe(
+    env: Env,
+    split: str | None = None,
+    seed: int | None = None,
+    failures: bool | None = None,
+) -> Metadata:
     """The metadata of episodes of an environment.
 
     What isn't part of the `Env` protocol is looked up by name: `config` (a dataclass, whose field
@@ -85,6 +92,7 @@ def describe(env: Env, split: str | None = None, seed: int | None = None) -> Met
         dt=getattr(inner, "dt", None),
         split=split,
         seed=seed,
+        failures=failures,
         engine=getattr(inner, "engine", None),
         versions=rundir.versions(),
     )

@@ -40,7 +40,7 @@ class Config(ppo.Config):
     learning_rate: float = 3e-4
     critic_learning_rate: float | None = 1e-3
     schedule: Schedule = "constant"
-    kl_stop: float = 0.1
+    kl_stop: float | None = 0.1
     value_coef: float = 0.5
     clip_values: bool = False
     normalise_observations: bool = False

@@ -104,7 +104,7 @@ def test_the_command_exits_with_2_and_without_a_traceback():
     assert done.stderr == f"error: unknown environment 'Foo'; {VALID}\n"
 
 
-def test_flags_override_presets_which_override_defaults():
+def test_flags_override_presets_which_override_defaults(capsys):
     run, task, config = train.parse(REACHER)
     for name, value in PRESETS["DofbotReacher", "ppo"].items():
         owner = next(o for o in (run, task, config) if hasattr(o, name))
@@ -117,6 +117,9 @@ def test_flags_override_presets_which_override_defaults():
     assert config.discount == expected["discount"]
     assert train.parse([*argv, "--preset", "cpu"])[0].preset == "cpu"
     assert train.parse([*argv, "--preset", "cpu"])[1:] == train.parse(argv)[1:]
+    with pytest.raises(SystemExit):  # a profile's flags without the profile
+        train.parse([*argv, "--preset", "servo"])
+    assert "unknown preset 'servo'; valid: cpu, long, paper" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("env", envs.names())
@@ -203,7 +206,7 @@ def test_a_stage_of_a_refinement_has_its_presets(capsys):
     assert (run.steps, task.action, config.widths) == (5_000_000, "pos", (256, 512, 1024))
     with pytest.raises(SystemExit):
         train.parse([*stage, "--preset", "large"])
-    assert "PegHole has no preset 'large' for diffusion_bc" in capsys.readouterr().err
+    assert "unknown preset 'large'; valid: cpu, long, paper" in capsys.readouterr().err
 
 
 def test_two_owners_of_a_flag_are_refused():

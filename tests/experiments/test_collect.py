@@ -124,6 +124,22 @@ def test_episodes_under_other_conditions_are_kept_apart(tmp_path, capsys):
     data.check_env(data.read(path), envs.make("Coin"))
 
 
+def test_a_file_without_failures_gets_none(tmp_path, capsys):
+    path = tmp_path / "x.zarr"
+    collect.main([*COIN, "--out", str(path), "--episodes", "2"])
+    capsys.readouterr()
+    message = refusal([*COIN, "--out", str(path), "--episodes", "3", "--failures"], capsys)
+    assert "failures is False there, True here" in message
+
+
+def test_two_collectors_dont_share_a_file(tmp_path, capsys):
+    path = tmp_path / "x.zarr"
+    with data.claimed(path):
+        message = refusal([*COIN, "--out", str(path), "--episodes", "3"], capsys)
+    assert "another process is writing" in message
+    assert not path.exists()
+
+
 def test_a_file_with_poses_is_refused_if_none_are_wanted(tmp_path, capsys):
     path = tmp_path / "x.zarr"
     about = data.describe(envs.make("Coin"), "train", 0)
@@ -176,7 +192,7 @@ def test_an_expert_that_always_fails_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(data.collection, "PATIENCE", 4)
     message = refusal([*COIN, "--act", "-1", "--out", str(tmp_path / "x.zarr")], capsys)
     assert "50 episodes in a row failed" in message
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "x.zarr").exists()
 
 
 def test_the_layouts_are_those_of_the_library(tmp_path):
