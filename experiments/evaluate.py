@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from experiments import cli
 from experiments.common import restore_trainer, show
 from jaxrobo import rundir
+from jaxrobo._files import obstacle
 from jaxrobo.evaluation import evaluator
 from jaxrobo.rollout import check_seed, episode_key
 from jaxrobo.training import RunError, restore_policy
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.failing(RunError):
         trainer = restore_trainer(o.run_dir, o.engine)
         stored = rundir.read_config(o.run_dir)
+        if why := obstacle(o.run_dir / "evaluation"):
+            raise RunError(why)
         seeds = range(stored["seed"], stored["seed"] + stored["seeds"])
         params = {k: restore_policy(o.run_dir, trainer, o.checkpoint, k)[1] for k in seeds}
     evaluate = evaluator(trainer.env, trainer.act(True), o.episodes)

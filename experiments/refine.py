@@ -16,6 +16,7 @@ Every field of the task's `Config` is a flag; `--env NAME --help` lists them.
 import dataclasses
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -123,7 +124,7 @@ def _begin(options: Refinement, task: Any, demonstrated: Any) -> tuple[Env, Path
     run_dir = options.run_dir or Path("runs", f"{options.env}-refine-{options.seed}")
     env = envs.make(options.env, options.engine, **dataclasses.asdict(task))
     _check(env, options)
-    config = {"refinement": _lasting(options), "task": task, "engine": env.engine}
+    config = {"refinement": _lasting(options, run_dir), "task": task, "engine": env.engine}
     if options.demos is None:
         config["demonstrated"] = demonstrated
     rundir.check(run_dir, config, options.resume)
@@ -187,10 +188,14 @@ def parse(argv: Sequence[str]) -> tuple[Refinement, Any, Any]:
 _DEMOS = "demonstrations.zarr"
 
 
-def _lasting(options: Refinement) -> dict[str, Any]:
-    """What must not change when a run goes on."""
-    free = ("run_dir", "resume", "test_episodes")
-    return {k: v for k, v in rundir.plain(options).items() if k not in free}
+def _lasting(options: Refinement, run_dir: Path) -> dict[str, Any]:
+    """What must not change when a run goes on; of the engine, what it stands for is compared."""
+    free = {"run_dir", "resume", "test_episodes", "engine"}
+    kept = {k: v for k, v in rundir.plain(options).items() if k not in free}
+    if options.demos is not None:
+        kept["demos"] = os.path.relpath(options.demos.resolve(), run_dir.resolve())
+        del kept["episodes"]  # there are as many as there are
+    return kept
 
 
 def _demonstrate(env: Env, options: Refinement, demonstrated: Any, run_dir: Path) -> dict[str, Any]:

@@ -230,6 +230,10 @@ def test_demonstrations_may_be_given(straight, tmp_path, monkeypatch):
         json.loads((d / "clone/result.json").read_text()) for d in (tmp_path / "run", straight)
     )
     assert given["estimates"] == own["estimates"]
+    monkeypatch.chdir(straight)  # said in another way, it's the same run
+    same = ["--run-dir", str(tmp_path / "run"), "--demos", demos.name, "--engine", "native"]
+    with pytest.raises(Killed):
+        refine.main([*REFINE, *same, "--resume"])
 
 
 @pytest.mark.parametrize(
