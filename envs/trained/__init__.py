@@ -51,8 +51,8 @@ def _flag(name: str, value: Any) -> str:
 POLICIES = {
     "dofbot": Trained("DofbotReacher", {}, 179.8),
     "dofbot-servo": Trained("DofbotReacher", {"profile": "servo"}, 10.5),
-    "ur10-safety": Trained("UR10Reacher", {"safety": True}, 142.4),
-    "ur10-deployed": Trained("UR10Reacher", _DEPLOYED, 284.2),
+    "ur10-safety": Trained("UR10Reacher", {"safety": True}, 142.1),
+    "ur10-deployed": Trained("UR10Reacher", _DEPLOYED, 283.5),
     "kuka": Trained("KukaReacher", {}, 12.7),
     "hiwin": Trained("HiwinReacher", {}, 11.9),
 }
