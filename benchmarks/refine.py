@@ -19,7 +19,7 @@ from benchmarks.common import report
 from experiments import refine
 from experiments.common import load
 from jaxrobo import rundir
-from jaxrobo.evaluation import evaluate, student_interval, wilson_interval
+from jaxrobo.evaluation import evaluate, mean_of_seeds, wilson_interval
 from jaxrobo.metrics import JSONL
 
 STAGES = ("expert", "clone", "refined")
@@ -141,8 +141,8 @@ def _reached(log: Path) -> dict[str, str]:
 
 def _between(rates: list[float]) -> str:
     """The interval of the mean of several trainings' rates."""
-    low, high = student_interval(rates)
-    return f"[{100 * max(low, 0.0):.1f}, {100 * min(high, 1.0):.1f}]"
+    _, low, high = mean_of_seeds(rates, "rate")
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _rates(counts: dict[str, int], trials: int) -> dict[str, Any]:

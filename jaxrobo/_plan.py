@@ -20,6 +20,7 @@ from jaxrobo.evaluation import (
     Runner,
     batch_size,
     episode_runner,
+    even_batch,
     run_episodes,
     summarise,
 )
@@ -79,7 +80,7 @@ class Plan:
     @property
     def batch(self) -> int:
         """Episodes evaluated side by side."""
-        return batch_size(self.trainer.env, min(self.evaluation_episodes, _MAX_BATCH))
+        return batch_size(self.trainer.env, even_batch(self.evaluation_episodes, _MAX_BATCH))
 
     @property
     def folders(self) -> list[Path]:

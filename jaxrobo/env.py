@@ -382,8 +382,9 @@ class NaNGuard(Wrapper):
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in seen]))
         bad = ~finite | getattr(new.data, "diverged", jnp.zeros((), bool))
         keep = lambda good, old: jax.tree.map(lambda g, o: jnp.where(bad, o, g), good, old)
-        lost = {k: jnp.zeros_like(v) for k, v in new.metrics.items() if k != "length"}
-        metrics = {**new.metrics, **keep({k: new.metrics[k] for k in lost}, lost)}
+        # Steps that were made stay counted, also those of an action that is held.
+        none = {k: v if k == "length" else jnp.zeros_like(v) for k, v in new.metrics.items()}
+        metrics = keep(new.metrics, none)
         return new.replace(
             obs=keep(new.obs, state.obs),
             reward=keep(new.reward, jnp.zeros_like(new.reward)),

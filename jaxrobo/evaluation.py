@@ -1,7 +1,7 @@
 """Evaluation: how well a policy does over whole, repeatable episodes, with intervals."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -210,6 +210,17 @@ def student_interval(values: np.ndarray) -> tuple[float, float]:
     mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(n)
     half = float(special.stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
     return float(mean - half), float(mean + half)
+
+
+def mean_of_seeds(means: Sequence[float], kind: Literal["rate", "count"]) -> Estimate:
+    """The mean of several trainings' means, and Student's interval of it.
+
+    That of rates (`Metric.kind`) ends at 0 and 1.
+    """
+    low, high = student_interval(np.asarray(means))
+    if kind == "rate":
+        low, high = np.clip((low, high), 0.0, 1.0).tolist()
+    return Estimate(float(np.mean(means)), low, high)
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:

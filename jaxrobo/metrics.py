@@ -109,9 +109,7 @@ def find_wandb() -> ModuleType:
     """The `wandb` package. Raises RunError if it isn't installed."""
     with contextlib.suppress(ImportError):
         module = importlib.import_module("wandb")
-        if hasattr(
-            module, "init"
-        ):  # a folder of that name, which wandb leaves, can be imported too
+        if hasattr(module, "init"):  # wandb leaves a folder of that name, which can be imported too
             return module
     raise RunError("wandb isn't installed: run pip install wandb, or leave wandb out")
 

@@ -25,7 +25,7 @@ from jaxrobo import checkpoint, rundir
 from jaxrobo._plan import Plan, Programs, compile_programs, estimate, state_template
 from jaxrobo._signals import stop_on_signal
 from jaxrobo.checkpoint import RunError
-from jaxrobo.evaluation import Estimate, student_interval
+from jaxrobo.evaluation import Estimate, mean_of_seeds
 from jaxrobo.learning.trainer import Trainer, TrainState
 from jaxrobo.metrics import Display, Logs, find_wandb
 from jaxrobo.policy import Params, Policy
@@ -391,9 +391,6 @@ def _write_results(
         more = {"best_steps": progress.best_steps[k], "estimates": estimates}
         write(folder, {"seed": seeds[k]}, estimates[metric], more)
     if plan.seeds > 1:
-        means = np.array([estimates[metric].mean for estimates in tests])
-        interval = student_interval(means)
-        if plan.trainer.env.metric.kind == "rate":
-            interval = np.clip(interval, 0.0, 1.0).tolist()
-        mean = Estimate(float(means.mean()), *interval)
-        write(plan.run_dir, {"seeds": seeds}, mean, {"each": means.tolist()})
+        means = [estimates[metric].mean for estimates in tests]
+        mean = mean_of_seeds(means, plan.trainer.env.metric.kind)
+        write(plan.run_dir, {"seeds": seeds}, mean, {"each": means})

@@ -11,6 +11,7 @@ from jaxrobo.evaluation import (
     episode_runner,
     evaluate,
     even_batch,
+    mean_of_seeds,
     ratio_interval,
     run_episodes,
     student_interval,
@@ -57,6 +58,14 @@ def test_student_interval_agrees_with_scipy(values):
 
 def test_student_interval_of_one_value_is_unknown():
     assert np.isnan(student_interval(np.array([3.0]))).all()
+
+
+def test_rates_of_seeds_have_an_interval_of_rates():
+    # Standard error 0.0272845, times 4.30265 with two degrees of freedom: 0.117396.
+    rates = np.array([0.90, 0.97, 0.99])
+    np.testing.assert_allclose(mean_of_seeds(rates, "rate"), (0.953333, 0.835937, 1.0), 1e-5)
+    np.testing.assert_allclose(mean_of_seeds(1 - rates, "rate"), (0.046667, 0, 0.164063), 1e-5)
+    np.testing.assert_allclose(mean_of_seeds(rates, "count")[2], 1.070730, 1e-5)
 
 
 def test_summary_starts_with_the_metric_and_gives_only_it_a_wilson_interval():

@@ -1,10 +1,12 @@
 import json
+import sys
 import types
 
 import numpy as np
 import pytest
 
-from jaxrobo.metrics import JSONL, Display, Logs
+from jaxrobo.checkpoint import RunError
+from jaxrobo.metrics import JSONL, Display, Logs, find_wandb
 
 
 def read(folder):
@@ -64,3 +66,11 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch)
         "3,000 of 4,000 steps, 100/s, ETA 0:00:10, goals 1.25 2",
         "3,500 of 4,000 steps, 100/s, ETA 0:00:05, goals 1.25 2",
     ]
+
+
+def test_a_folder_of_its_name_is_not_wandb(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(RunError, match="wandb isn't installed"):
+        find_wandb()

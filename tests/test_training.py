@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import envs
-from jaxrobo import checkpoint, metrics, training
+from jaxrobo import checkpoint, metrics, rundir, training
 from jaxrobo._plan import state_template
 from jaxrobo.env import Metric, TimeLimit
 from jaxrobo.evaluation import Estimate
@@ -335,6 +335,13 @@ def test_what_only_some_seeds_have_is_unknown_for_the_others():
 
 def explode(*_):
     raise AssertionError("compiled")
+
+
+def test_a_folder_where_another_process_trains_is_refused(tmp_path):
+    with rundir.claimed(tmp_path / "a"):
+        with pytest.raises(RunError, match="another process is writing"):
+            run(tmp_path / "a", iterations=4, trainer=TRAINER._replace(init=explode))
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
