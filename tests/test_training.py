@@ -338,9 +338,12 @@ def explode(*_):
 
 
 def test_a_folder_where_another_process_trains_is_refused(tmp_path):
-    with rundir.claimed(tmp_path / "a"):
-        with pytest.raises(RunError, match="another process is writing"):
-            run(tmp_path / "a", iterations=4, trainer=TRAINER._replace(init=explode))
+    claim, refusal = (
+        rundir.claimed(tmp_path / "a"),
+        pytest.raises(RunError, match="another process"),
+    )
+    with claim, refusal:
+        run(tmp_path / "a", iterations=4, trainer=TRAINER._replace(init=explode))
     assert [p.name for p in (tmp_path / "a").iterdir()] == [".lock"]
 
 
